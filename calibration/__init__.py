@@ -1,0 +1,1 @@
+"""Choosing calibration frames and quantizing to INT8. No torch."""

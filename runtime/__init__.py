@@ -1,0 +1,1 @@
+"""What goes on the device: bundles, engines, faces, video. Never loads torch."""

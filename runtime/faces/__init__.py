@@ -1,0 +1,1 @@
+"""Face detection, five-point alignment and paste-back."""

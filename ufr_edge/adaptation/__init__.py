@@ -1,0 +1,1 @@
+"""Training: pseudo targets, fine-tuning, pretraining, reports."""

@@ -1,0 +1,1 @@
+"""Quality measures, each under its own name."""

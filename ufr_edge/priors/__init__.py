@@ -1,0 +1,1 @@
+"""Diffusion priors, schedules and the constrained sampler of the paper."""

@@ -1,0 +1,82 @@
+"""A diffusers `UNet2DModel` over pixel-unshuffled images, as a pixel-space noise predictor.
+
+Unshuffling by f (3 x S x S to 3 f^2 x S/f x S/f) is a permutation of pixels: i.i.d. noise stays i.i.d.
+noise, so everything the paper says in pixel space holds unchanged, at a fraction of the cost.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import DDPMScheduler, UNet2DModel
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ufr_edge.errors import ModelFileError, ShapeError
+
+
+class DiffusionPrior(nn.Module):
+    """Unconditional face prior: predicts the noise in a noised image.
+
+    `forward(x_t, t)`: x_t float (B, 3, S, S), t int64 (B,) base timesteps in [0, 1000);
+    returns float (B, 3, S, S), or (B, 6, S, S) when the network also predicts the variance
+    (channels 3-5, the interpolation s of paper.md eq. 2).
+    """
+
+    def __init__(self, unet: UNet2DModel) -> None:
+        super().__init__()
+        self.unet = unet
+        self.factor = unshuffle_factor(int(unet.config["in_channels"]))
+        self.side = int(unet.config["sample_size"]) * self.factor
+        self.learns_variance = int(unet.config["out_channels"]) == 2 * int(unet.config["in_channels"])
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """Return the noise estimate (and variance channels, where learned) for x_t at timesteps t."""
+        if x_t.ndim != 4 or x_t.shape[1] != 3 or x_t.shape[2] % (8 * self.factor) or x_t.shape[3] % (8 * self.factor):
+            msg = f"The prior takes (B, 3, H, W) with H and W multiples of {8 * self.factor}; got {tuple(x_t.shape)}."
+            raise ShapeError(msg)
+        out = self.unet(F.pixel_unshuffle(x_t, self.factor), t).sample
+        # Both halves (noise, variance) shuffle back on their own.
+        return torch.cat([F.pixel_shuffle(part, self.factor) for part in out.split(self.unet.config["in_channels"], 1)], 1)
+
+    def save_pretrained(self, folder: Path, *, half: bool = False) -> None:
+        """Write `unet/` and `scheduler/` in diffusers' own layout; fp16 weights when `half`."""
+        scheduler = DDPMScheduler(num_train_timesteps=1000, beta_start=1e-4, beta_end=2e-2, beta_schedule="linear")
+        unet = UNet2DModel.from_config(self.unet.config)
+        unet.load_state_dict(self.unet.state_dict())
+        (unet.half() if half else unet).save_pretrained(folder / "unet")
+        scheduler.save_pretrained(folder / "scheduler")
+
+
+def unshuffle_factor(in_channels: int) -> int:
+    """Return f such that in_channels = 3 f^2. Raises ModelFileError when there is none."""
+    factor = round((in_channels / 3) ** 0.5)
+    if factor < 1 or 3 * factor * factor != in_channels:
+        msg = f"A prior over pixel-unshuffled RGB needs 3 f^2 input channels; this one has {in_channels}."
+        raise ModelFileError(msg)
+    return factor
+
+
+def build_prior(
+    *,
+    side: int = 256,
+    factor: int = 4,
+    channels: tuple[int, ...] = (64, 96, 160, 224),
+    layers: int = 1,
+    learn_variance: bool = False,
+) -> DiffusionPrior:
+    """Build an untrained prior: attention only at the lowest level, so that any multiple size runs."""
+    n = len(channels)
+    unet = UNet2DModel(
+        sample_size=side // factor,
+        in_channels=3 * factor**2,
+        out_channels=3 * factor**2 * (2 if learn_variance else 1),
+        layers_per_block=layers,
+        block_out_channels=channels,
+        down_block_types=("DownBlock2D",) * (n - 1) + ("AttnDownBlock2D",),
+        up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * (n - 1),
+        attention_head_dim=32,
+        norm_num_groups=32,
+    )
+    return DiffusionPrior(unet)

@@ -1,0 +1,1 @@
+"""Face restorers: the compact edge family, and loading of weights."""
