@@ -52,7 +52,12 @@ class Classic:
 
     def __post_init__(self) -> None:
         """Raise ConfigError when a range is empty or outside what the pipeline can do."""
-        limits = {"sigma": (1e-3, 100.0), "scale": (_SMALLEST_SCALE, 64.0), "noise": (0.0, 255.0), "quality": (1, 100)}
+        limits = {
+            "sigma": (1e-3, 100.0),
+            "scale": (_SMALLEST_SCALE, 64.0),
+            "noise": (0.0, 255.0),
+            "quality": (1, 100),
+        }
         for name, (low, high) in limits.items():
             first, last = getattr(self, name)
             if not low <= first <= last <= high:
@@ -82,7 +87,9 @@ class Classic:
         shrink = min(height, width) / REFERENCE_SIDE
         radius = max(1, round(_WINDOW_RADIUS * shrink))
         x = ops.to_float(image)
-        x = ops.gaussian_blur(x, params.sigma_x * shrink, params.sigma_y * shrink, params.angle, radius=radius)
+        x = ops.gaussian_blur(
+            x, params.sigma_x * shrink, params.sigma_y * shrink, params.angle, radius=radius
+        )
         x = ops.resize(x, *low_resolution(height, width, params.scale))
         x = ops.gaussian_noise(x, params.noise / 255, rng)
         x = ops.jpeg(x, params.quality)
