@@ -1,1 +1,117 @@
-"""The command line: one file per command; each parses, calls one library function, prints."""
+"""The command line: one file per command; each parses, calls one library function, prints.
+
+Kept light on purpose: `ufr-edge --help` imports click and this package only. A command is imported when it
+is called, from `ufr_edge.cli.<name>`, where it is found as `command`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from ufr_edge import __version__
+from ufr_edge.cli.border import error_border, explain, quiet_warnings, set_log_level
+from ufr_edge.errors import BackendUnavailableError
+
+__all__ = ["COMMANDS", "CommandInfo", "main"]
+
+
+@dataclass(frozen=True)
+class CommandInfo:
+    """One line of `ufr-edge --help`, and the extra (of `pip install "ufr-edge[EXTRA]"`) the command needs."""
+
+    help: str
+    extra: str | None = None
+
+
+COMMANDS: dict[str, CommandInfo] = {
+    "adapt": CommandInfo(
+        "Adapt a restorer to a folder of your bad faces: targets, finetune, report.", "train"
+    ),
+    "bench": CommandInfo("Measure what each engine of a bundle costs on this machine."),
+    "collect": CommandInfo("Gather aligned face crops from images, videos or a camera."),
+    "degrade": CommandInfo("Make clean pictures bad with a named, seeded preset."),
+    "demo": CommandInfo("The whole path on a synthetic camera: adapt, export, restore a clip.", "all"),
+    "doctor": CommandInfo("Say what is installed, what works, and how to mend what does not."),
+    "eval": CommandInfo("Measure a restorer or an engine against clean faces.", "train"),
+    "export": CommandInfo("Turn a trained restorer into a bundle of device engines.", "export"),
+    "finetune": CommandInfo("Train a restorer on pairs of bad faces and targets.", "train"),
+    "models": CommandInfo("List the shipped weights, show their cards and where they lie."),
+    "pretrain": CommandInfo("Train a restorer or a diffusion prior on clean faces.", "train"),
+    "run": CommandInfo("Restore the faces in an image, a folder, a video or a camera."),
+    "targets": CommandInfo("Draw training targets for bad faces with the diffusion prior.", "train"),
+    "verify": CommandInfo("Check a bundle: every checksum, and each engine against its ONNX."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands by name and imports one only when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names, in the order of the help page."""
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import `ufr_edge.cli.<cmd_name>` and return its `command`; None when there is no such command."""
+        return _load(cmd_name) if cmd_name in COMMANDS else None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; an unknown one is a usage error that names the closest."""
+        close = difflib.get_close_matches(args[0], COMMANDS, n=1)
+        if args[0] not in COMMANDS and close and not ctx.resilient_parsing:
+            ctx.fail(f"No such command {args[0]!r}. Did you mean {close[0]!r}?")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands without importing any."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name].help) for name in self.list_commands(ctx)])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command inside the one border that turns errors into a line and an exit code."""
+        with error_border(debug=bool(ctx.params.get("debug")), extra=lambda: _extra(ctx.invoked_subcommand)):
+            return super().invoke(ctx)
+
+
+def _load(name: str) -> click.Command:
+    module = f"ufr_edge.cli.{name}"
+    try:
+        command = importlib.import_module(module).command
+    except ModuleNotFoundError as exc:
+        if exc.name == module:
+            msg = f"`ufr-edge {name}` is not part of this installation. Install a release that has it."
+            raise BackendUnavailableError(msg) from exc
+        raise BackendUnavailableError(explain(exc, extra=_extra(name))) from exc
+    assert isinstance(command, click.Command), module  # our own code, not user input
+    return command
+
+
+def _extra(name: str | None) -> str | None:
+    return COMMANDS[name].extra if name in COMMANDS else None
+
+
+@click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="ufr-edge")
+@click.option("--debug", is_flag=True, help="Show the traceback when something fails.")
+@click.option(
+    "--log-level",
+    type=click.Choice(["error", "warning", "info", "debug"]),
+    default="warning",
+    show_default=True,
+    help="How much to log on standard error.",
+)
+def main(debug: bool, log_level: str) -> None:
+    """Adapt a face restorer to YOUR bad faces without ground truth, export it, run it live.
+
+    Exit codes: 0 done, 1 error, 2 wrong usage, 3 a quality gate refused, 4 stopped by a signal,
+    5 the engine does not fit this device, 6 the video source was lost.
+    """
+    set_log_level(log_level)
+    if not debug:
+        quiet_warnings()

@@ -1,0 +1,110 @@
+"""The border between library errors and the person at the terminal: one line, one exit code, no traceback."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import signal
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
+
+import click
+
+from ufr_edge.errors import ExitCode, UfrEdgeError
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM arrived; unwinds like Ctrl-C so that half-written files are removed."""
+
+
+@contextmanager
+def error_border(*, debug: bool, extra: Callable[[], str | None]) -> Iterator[None]:
+    """Turn whatever a command raises into one line and click's Exit; click's own errors and a closed pipe pass.
+
+    `extra` gives the pip extra of the command that ran, for the message about a missing package.
+    """
+    try:
+        with _terminate_as_interrupt():
+            yield
+    except (click.ClickException, click.exceptions.Exit):
+        raise
+    except BrokenPipeError:
+        raise  # the reader left (`| head`): click ends quietly
+    except (KeyboardInterrupt, click.Abort) as exc:
+        word = "SIGTERM" if isinstance(exc, Terminated) else "Ctrl-C"
+        _fail(f"stopped by {word}. Files that were not complete have been removed.", exc, debug=debug)
+    except Exception as exc:  # noqa: BLE001 - the border: every error ends here, --debug shows where it came from
+        _fail(explain(exc, extra=extra()), exc, debug=debug)
+
+
+def _fail(message: str, exc: BaseException, *, debug: bool) -> NoReturn:
+    if debug:
+        click.echo("".join(traceback.format_exception(exc)), err=True, nl=False)
+    click.echo(f"error: {' '.join(message.split())}", err=True)
+    raise click.exceptions.Exit(int(_code(exc))) from exc
+
+
+def _code(exc: BaseException) -> ExitCode:
+    if isinstance(exc, (KeyboardInterrupt, click.Abort)):
+        return ExitCode.STOPPED
+    return exc.exit_code if isinstance(exc, UfrEdgeError) else ExitCode.ERROR
+
+
+def explain(exc: Exception, *, extra: str | None = None) -> str:
+    """Return one line for any error: what was wrong and what to do."""
+    if isinstance(exc, UfrEdgeError):
+        return str(exc)
+    if isinstance(exc, OSError) and exc.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = f" while writing {exc.filename}" if exc.filename else ""
+        return f"The disk is full{where}. Free some space and run the command again."
+    if isinstance(exc, ImportError) and "libGL" in str(exc):
+        return f"OpenCV misses a system library ({exc}). On Debian: apt-get install libgl1 libglib2.0-0"
+    if isinstance(exc, ModuleNotFoundError) and not str(exc.name).startswith("ufr_edge"):
+        return f'{exc.name} is not installed. Run: pip install "ufr-edge[{extra or "all"}]"'
+    if isinstance(exc, MemoryError):
+        return f"Out of memory ({exc}). Use a smaller batch or a smaller picture."
+    what = f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__
+    return f"{what} (unexpected: run again with --debug, as `ufr-edge --debug COMMAND ...`)"
+
+
+def set_log_level(level: str) -> None:
+    """Send the log of `ufr_edge` from `level` on to standard error."""
+    logger = logging.getLogger("ufr_edge")
+    logger.setLevel(level.upper())
+    if not any(isinstance(handler, _StderrHandler) for handler in logger.handlers):
+        logger.addHandler(_StderrHandler())
+
+
+def quiet_warnings() -> None:
+    """Silence Python warnings of libraries, unless the user asked for them with -W or PYTHONWARNINGS."""
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+
+
+class _StderrHandler(logging.Handler):
+    """Writes to what sys.stderr is at the moment of the message, not when the handler was made."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(f"{record.levelname.lower()}: {self.format(record)}", err=True)
+
+
+@contextmanager
+def _terminate_as_interrupt() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
