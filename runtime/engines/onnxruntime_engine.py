@@ -1,0 +1,119 @@
+"""ONNX Runtime, the backend of the base install."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ufr_edge.errors import BackendUnavailableError, EngineMisfitError, InferenceError, ModelFileError
+from ufr_edge.runtime.engines.base import (
+    Array,
+    EngineInfo,
+    TensorSpec,
+    check_feeds,
+    check_model_file,
+    translate_errors,
+)
+from ufr_edge.runtime.engines.onnx_wire import onnx_precision, with_input_shapes
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+DTYPES = {"float": "float32", "double": "float64"}
+
+
+class OnnxRuntimeSession:
+    """A Session over onnxruntime. The file decides the precision."""
+
+    def __init__(self, session: Any, info: EngineInfo) -> None:
+        self._session: Any = session
+        self.inputs = tuple(_spec(node) for node in session.get_inputs())
+        self.outputs = tuple(_spec(node) for node in session.get_outputs())
+        self.info = info
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Run once. Raises ShapeError, InferenceError."""
+        if self._session is None:
+            msg = f"The engine {self.info.path} is closed. Open it again."
+            raise InferenceError(msg)
+        check_feeds(self.inputs, feeds)
+        with translate_errors(InferenceError, f"ONNX Runtime failed on {self.info.path}"):
+            results = self._session.run(None, dict(feeds))
+        return {spec.name: result for spec, result in zip(self.outputs, results, strict=True)}
+
+    def close(self) -> None:
+        """Free the network."""
+        self._session = None
+
+
+def open_onnxruntime(
+    path: Path,
+    *,
+    device: str = "auto",
+    precision: str | None = None,
+    threads: int | None = None,
+    input_shapes: Mapping[str, Sequence[int | None]] | None = None,
+) -> OnnxRuntimeSession:
+    """Open an ONNX file. `device` is "auto" (the CPU), "cpu" or "cuda".
+
+    Raises BackendUnavailableError when the device is not there, EngineMisfitError when the file is not
+    of the asked precision, InputFileError or ModelFileError for a missing or damaged file.
+    """
+    ort = _import_onnxruntime()
+    check_model_file(path)
+    found = onnx_precision(path)
+    if precision not in (None, found):
+        msg = f"{path} holds {found}, not {precision}. Make it with: ufr-edge export --precision {precision}"
+        raise EngineMisfitError(msg)
+    provider = _provider(ort, device)
+    source = str(path) if input_shapes is None else with_input_shapes(path, input_shapes)
+    with translate_errors(ModelFileError, f"ONNX Runtime cannot load {path}"):
+        session = ort.InferenceSession(source, _options(ort, threads), providers=[provider])
+    # ONNX Runtime drops a provider that does not start and goes on with the CPU.
+    if session.get_providers()[0] != provider:
+        msg = f"ONNX Runtime could not start {provider}. Check the CUDA installation, or give --device cpu."
+        raise BackendUnavailableError(msg)
+    info = EngineInfo(
+        backend="onnxruntime",
+        backend_version=str(ort.__version__),
+        device="cuda" if provider == PROVIDERS["cuda"] else "cpu",
+        precision=found,
+        side=None,
+        path=path,
+        float_precision="fp32" if found == "int8" else found,
+        threads=threads,
+    )
+    return OnnxRuntimeSession(session, info)
+
+
+def _import_onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as exc:
+        msg = f"onnxruntime is not installed or does not load ({exc}). Run: pip install onnxruntime"
+        raise BackendUnavailableError(msg) from exc
+    return onnxruntime
+
+
+def _provider(ort: Any, device: str) -> str:
+    name = "cpu" if device == "auto" else device.lower()
+    provider = PROVIDERS.get(name)
+    if provider is None or provider not in ort.get_available_providers():
+        here = [key for key, value in PROVIDERS.items() if value in ort.get_available_providers()]
+        msg = f"ONNX Runtime has no device {device!r} here; it has: {', '.join(here)}."
+        raise BackendUnavailableError(msg)
+    return provider
+
+
+def _options(ort: Any, threads: int | None) -> Any:
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # errors arrive as exceptions; the log would print them a second time
+    if threads is not None:
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+    return options
+
+
+def _spec(node: Any) -> TensorSpec:
+    kind = node.type.removeprefix("tensor(").removesuffix(")")
+    shape = tuple(size if isinstance(size, int) else None for size in node.shape or ())
+    return TensorSpec(node.name, shape, DTYPES.get(kind, kind))

@@ -1,0 +1,152 @@
+"""OpenVINO: Intel and ARM CPUs, Intel GPUs and NPUs. Reads its own IR and ONNX."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ufr_edge.errors import (
+    BackendUnavailableError,
+    ConfigError,
+    EngineMisfitError,
+    InferenceError,
+    ModelFileError,
+)
+from ufr_edge.optional import require
+from ufr_edge.runtime.engines.base import (
+    Array,
+    EngineInfo,
+    TensorSpec,
+    check_feeds,
+    check_model_file,
+    translate_errors,
+)
+
+HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
+NAMES = {hint: name for name, hint in HINTS.items()}
+
+
+class OpenVinoSession:
+    """A Session over one OpenVINO inference request."""
+
+    def __init__(self, compiled: Any, info: EngineInfo) -> None:
+        self._request: Any = compiled.create_infer_request()
+        self.inputs = tuple(_spec(port, f"input_{index}") for index, port in enumerate(compiled.inputs))
+        self.outputs = tuple(_spec(port, f"output_{index}") for index, port in enumerate(compiled.outputs))
+        self.info = info
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Run once. Raises ShapeError, InferenceError."""
+        if self._request is None:
+            msg = f"The engine {self.info.path} is closed. Open it again."
+            raise InferenceError(msg)
+        check_feeds(self.inputs, feeds)
+        arrays = {index: np.ascontiguousarray(feeds[spec.name]) for index, spec in enumerate(self.inputs)}
+        with translate_errors(InferenceError, f"OpenVINO failed on {self.info.path}"):
+            results = self._request.infer(arrays, share_inputs=True, share_outputs=False)
+            return {spec.name: results[index] for index, spec in enumerate(self.outputs)}
+
+    def close(self) -> None:
+        """Free the network."""
+        self._request = None
+
+
+def open_openvino(
+    path: Path,
+    *,
+    device: str = "auto",
+    precision: str | None = None,
+    threads: int | None = None,
+    cache_dir: Path | None = None,
+    input_shapes: Mapping[str, Sequence[int | None]] | None = None,
+) -> OpenVinoSession:
+    """Open an OpenVINO .xml or an ONNX file. `device` is "auto" (the CPU) or an OpenVINO device name.
+
+    `precision` None keeps the file's own: int8 for a quantized file, else fp32. What a quantized file
+    leaves in float runs in the device's preferred float type, given in `info.float_precision`.
+    Raises BackendUnavailableError (device missing), EngineMisfitError (the precision cannot run here or is
+    not in the file), InputFileError, ModelFileError.
+    """
+    ov = require("openvino", extra="openvino")
+    check_model_file(path)
+    core = ov.Core()
+    name = _device(core, device)
+    model = _read_model(ov, core, path, input_shapes)
+    kind = _precision(model, path, precision)
+    with translate_errors(ModelFileError, f"OpenVINO cannot compile {path} for {name}"):
+        compiled = core.compile_model(model, name, _properties(kind, threads, cache_dir))
+        hint = str(compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name())
+        full_name = f"{name} ({str(core.get_property(name, 'FULL_DEVICE_NAME')).strip()})"
+    running = NAMES.get(hint, hint)
+    if kind not in ("int8", running):  # OpenVINO takes any hint and runs what the device has
+        msg = f"{full_name} runs {running}, not {kind}. Give --precision {running}."
+        raise EngineMisfitError(msg)
+    info = EngineInfo(
+        backend="openvino",
+        backend_version=str(ov.__version__).split("-")[0],
+        device=full_name,
+        precision=kind,
+        side=None,
+        path=path,
+        float_precision=running,
+        threads=threads,
+    )
+    return OpenVinoSession(compiled, info)
+
+
+def _read_model(
+    ov: Any, core: Any, path: Path, input_shapes: Mapping[str, Sequence[int | None]] | None
+) -> Any:
+    with translate_errors(ModelFileError, f"OpenVINO cannot load {path}"):
+        model = core.read_model(path)
+    if input_shapes is None:
+        return model
+    with translate_errors(ConfigError, f"OpenVINO cannot give {path} the input shapes {dict(input_shapes)}"):
+        free = {
+            name: ov.PartialShape([-1 if size is None else size for size in shape])
+            for name, shape in input_shapes.items()
+        }
+        model.reshape(free)
+    return model
+
+
+def _device(core: Any, device: str) -> str:
+    name = "CPU" if device == "auto" else device.upper()
+    found = list(core.available_devices)
+    if name not in found:
+        msg = f"OpenVINO has no device {device!r} here; it has: {', '.join(found)}."
+        raise BackendUnavailableError(msg)
+    return name
+
+
+def _precision(model: Any, path: Path, asked: str | None) -> str:
+    quantized = any(op.get_type_name() == "FakeQuantize" for op in model.get_ops())
+    found = "int8" if quantized else "float"
+    if quantized and asked in (None, "int8"):
+        return "int8"
+    if not quantized and (asked is None or asked in HINTS):
+        return asked or "fp32"
+    msg = f"{path} holds {found}, not {asked}. Make it with: ufr-edge export --precision {asked}"
+    raise EngineMisfitError(msg)
+
+
+def _properties(precision: str, threads: int | None, cache_dir: Path | None) -> dict[str, Any]:
+    properties: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+    if precision in HINTS:
+        # Left alone, OpenVINO would pick bf16 by itself on machines that have it.
+        properties["INFERENCE_PRECISION_HINT"] = HINTS[precision]
+    if threads is not None:
+        properties["INFERENCE_NUM_THREADS"] = threads
+    if cache_dir is not None:
+        properties["CACHE_DIR"] = str(cache_dir)
+    return properties
+
+
+def _spec(port: Any, fallback: str) -> TensorSpec:
+    names = port.get_names()
+    name = port.get_any_name() if names else fallback
+    shape = tuple(dim.get_length() if dim.is_static else None for dim in port.get_partial_shape())
+    return TensorSpec(name, shape, np.dtype(port.get_element_type().to_dtype()).name)
