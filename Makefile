@@ -1,0 +1,66 @@
+# Every target sets up what it needs; a second call is quick. Choose with variables:
+#   make demo PYTHON=python3.12
+#   make demo TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"   (no CUDA libraries)
+# Never add torchvision: one from another build family breaks `import diffusers`.
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+DEMO ?= demo
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+READY := $(VENV)/.ready
+TENSORRT := $(VENV)/.tensorrt
+
+.PHONY: demo test test-all lint bench clean setup
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help:
+	@echo "make demo      adapt, export and run on a synthetic camera; look into $(DEMO)/ afterwards"
+	@echo "make test      lint, types and the quick tests"
+	@echo "make test-all  the same with the slow tests"
+	@echo "make lint      lint and types only"
+	@echo "make bench     measure the shipped restorers on this machine"
+	@echo "make clean     remove what the targets above made, except $(VENV)/"
+
+setup: $(READY)
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+		|| { echo "error: $(PYTHON) is older than 3.10. Run: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) \
+		|| { echo "error: no venv module. On Debian: apt-get install python3-venv" >&2; exit 1; }
+	@echo "installing torch and the rest into $(VENV) (once; minutes)"
+	@$(PIP) $(TORCH)
+	@$(PIP) -e ".[dev]"
+	@$(BIN)/python -c 'import cv2' \
+		|| { echo "error: OpenCV does not load. On Debian: apt-get install libgl1 libglib2.0-0" >&2; exit 1; }
+	@touch $@
+
+# Best effort: the wheels exist for x86-64 Linux; the tests that need them skip where they are absent.
+$(TENSORRT): $(READY)
+	@if [ "$$(uname -sm)" = "Linux x86_64" ]; then \
+		$(PIP) -e ".[tensorrt-rtx]" || echo "TensorRT for RTX cannot be installed here; its tests will skip."; \
+	fi
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/ufr-edge demo -o $(DEMO) --overwrite
+
+lint: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/mypy
+
+test: lint $(TENSORRT)
+	$(BIN)/python -m pytest -q -m "not slow"
+
+test-all: lint $(TENSORRT)
+	$(BIN)/python -m pytest -q
+
+bench: $(READY)
+	$(BIN)/ufr-edge bench
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage $(DEMO)
+	find ufr_edge runtime export calibration tests -name __pycache__ -type d -prune -exec rm -rf {} +
