@@ -1,0 +1,144 @@
+"""Collecting aligned low-quality faces from a camera: the start of an adaptation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, TextIO
+
+from ufr_edge.errors import ConfigError, InputFileError
+from ufr_edge.files import atomic_folder, write_json
+from ufr_edge.runtime.faces.align import estimate_alignment, warp_face
+from ufr_edge.runtime.faces.detect import Detects, Face
+from ufr_edge.runtime.faces.warp import scale_of
+from ufr_edge.runtime.images import is_image, list_images, read_image, write_image
+from ufr_edge.runtime.run import Watch
+from ufr_edge.runtime.video.opening import open_source
+from ufr_edge.runtime.video.source import SourceFrame, VideoSource
+
+INDEX = "index.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectConfig:
+    """side: of the crops. every: look at each so manieth frame. limit: most faces, None for all.
+
+    min_score: of the detection. min_pixels: smallest side, in frame pixels, of what a crop shows.
+    """
+
+    side: int = 256
+    every: int = 1
+    limit: int | None = None
+    min_score: float = 0.6
+    min_pixels: float = 48.0
+
+    def __post_init__(self) -> None:
+        if self.side < 32 or self.every < 1 or (self.limit is not None and self.limit < 1):
+            msg = "collect needs a side of 32 or more, and every and limit of 1 or more."
+            raise ConfigError(msg)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectReport:
+    """What was collected: `faces` crops from `frames` frames looked at, in folder `out`."""
+
+    source: str
+    out: Path
+    frames: int
+    frames_without_face: int
+    faces: int
+
+
+def collect(
+    source: str | Path | VideoSource,
+    out: Path,
+    *,
+    detector: Detects,
+    config: CollectConfig | None = None,
+    overwrite: bool = False,
+    watch: Watch | None = None,
+) -> CollectReport:
+    """Cut the faces of a video, picture, folder of pictures or open source into `out`, all or nothing.
+
+    `out` gets 000000.png, ... and index.jsonl, one line a crop: file, source, frame, time (s), score,
+    box and landmarks (frame pixels), matrix (frame to crop). Raises InputFileError when no face is found,
+    OutputError.
+    """
+    config = config or CollectConfig()
+    frames = faceless = faces = 0
+    name = _name(source)
+    with atomic_folder(out, overwrite=overwrite) as folder, (folder / INDEX).open("w") as index:
+        for label, frame, total in _frames(source, config.every):
+            found = _good(detector.detect(frame.image), config)
+            found = found if config.limit is None else found[: config.limit - faces]
+            for face in found:
+                _keep(folder, index, faces, label=label, frame=frame, face=face, side=config.side)
+                faces += 1
+            frames, faceless = frames + 1, faceless + (not found)
+            if watch:
+                watch(frames, total)
+            if faces == config.limit:
+                break
+        if faces == 0:
+            msg = f"No face was found in {frames} frames of {name}. Check the source, or lower --min-score."
+            raise InputFileError(msg)
+        write_json(folder / "collect.json", {"source": name, "config": asdict(config)})
+    return CollectReport(source=name, out=out, frames=frames, frames_without_face=faceless, faces=faces)
+
+
+def _good(faces: list[Face], config: CollectConfig) -> list[Face]:
+    """Faces sure and large enough to learn from."""
+
+    def pixels(face: Face) -> float:
+        return config.side / scale_of(estimate_alignment(face.landmarks, config.side))
+
+    return [f for f in faces if f.score >= config.min_score and pixels(f) >= config.min_pixels]
+
+
+def _keep(
+    folder: Path, index: TextIO, number: int, *, label: str, frame: SourceFrame, face: Face, side: int
+) -> None:
+    matrix = estimate_alignment(face.landmarks, side)
+    file = f"{number:06d}.png"
+    write_image(folder / file, warp_face(frame.image, matrix, side))
+    line: dict[str, Any] = {
+        "file": file,
+        "source": label,
+        "frame": frame.index,
+        "time": round(frame.seconds, 6),
+        "score": round(face.score, 4),
+        "box": face.box.round(2).tolist(),
+        "landmarks": face.landmarks.round(2).tolist(),
+        "matrix": matrix.tolist(),
+    }
+    index.write(json.dumps(line) + "\n")
+
+
+def _frames(source: str | Path | VideoSource, every: int) -> Iterator[tuple[str, SourceFrame, int | None]]:
+    """Each `every`-th frame with the name of its file and how many there will be."""
+    if isinstance(source, (str, Path)):
+        path = Path(source)
+        if path.is_dir() or is_image(path):
+            yield from _pictures(path, every)
+            return
+        source = open_source(source)
+    with closing(source) as video:
+        total = None if video.info.frames is None else -(-video.info.frames // every)
+        for item in video.items():
+            if isinstance(item, SourceFrame) and item.index % every == 0:
+                yield video.info.name, item, total
+
+
+def _pictures(path: Path, every: int) -> Iterator[tuple[str, SourceFrame, int | None]]:
+    chosen = (list_images(path) if path.is_dir() else [path])[::every]
+    for number, file in enumerate(chosen):
+        frame = SourceFrame(index=number * every, pts=0, time_base=Fraction(1), image=read_image(file))
+        yield file.name, frame, len(chosen)
+
+
+def _name(source: str | Path | VideoSource) -> str:
+    return str(source) if isinstance(source, (str, Path)) else source.info.name

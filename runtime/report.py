@@ -1,0 +1,66 @@
+"""What a run did, and how fast."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ufr_edge.runtime.engines.base import EngineInfo
+from ufr_edge.runtime.timing import StageTiming
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunReport:
+    """Counts and times of one run.
+
+    kind: "image", "folder" or "video". faces: over all frames. seconds: wall clock from the first frame
+    read to the last written; the stages overlap in a video, so that their sum is more.
+    """
+
+    kind: str
+    source: str
+    out: Path
+    frames_in: int
+    frames_out: int
+    frames_without_face: int
+    faces: int
+    seconds: float
+    stages: tuple[StageTiming, ...]
+    engine: EngineInfo
+    detector: EngineInfo | None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def frames_per_second(self) -> float:
+        """Frames written per second of wall clock."""
+        return self.frames_out / self.seconds if self.seconds > 0 else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as plain JSON values."""
+        plain = asdict(self) | {"frames_per_second": self.frames_per_second}
+        return {name: _plain(value) for name, value in plain.items()}
+
+
+@dataclass(kw_only=True)
+class Tally:
+    """Counts while a run goes on; each field is written by one thread."""
+
+    read: int = 0
+    written: int = 0
+    faces: int = 0
+    faceless: int = 0
+
+    def saw(self, faces: int) -> None:
+        """Count one frame and its faces."""
+        self.read += 1
+        self.faces += faces
+        self.faceless += faces == 0
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,101 @@
+"""`ufr-edge run`: restore the faces of a picture, a folder or a video."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from ufr_edge.progress import progress_bar
+from ufr_edge.runtime.bundle import open_bundle_engine
+from ufr_edge.runtime.engines.base import EngineInfo
+from ufr_edge.runtime.faces.detect import DetectorConfig
+from ufr_edge.runtime.pipeline import PipelineConfig
+from ufr_edge.runtime.report import RunReport
+from ufr_edge.runtime.run import RunConfig, run_path
+from ufr_edge.runtime.video.writer import EncodeConfig
+
+
+@click.command("run")
+@click.option(
+    "-i", "--input", "source", required=True, help="Picture, folder of pictures, video or synthetic://"
+)
+@click.option("-o", "--output", "out", required=True, type=click.Path(path_type=Path), help="Same kind.")
+@click.option("--engine", "bundle", required=True, type=click.Path(path_type=Path), help="Bundle NAME.ufr")
+@click.option("--engine-name", help="Engine of the bundle, by name. Default: the best for this device.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, GPU, ...")
+@click.option(
+    "-w", "--fidelity", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="1 keeps the input."
+)
+@click.option("--aligned", is_flag=True, help="The input is aligned faces: no detection, no paste.")
+@click.option("--detect-every", type=click.IntRange(1), default=1, show_default=True, help="Frames.")
+@click.option(
+    "--detect-side",
+    type=click.IntRange(128, 2048),
+    default=416,
+    show_default=True,
+    help="More finds smaller faces.",
+)
+@click.option("--crf", type=click.IntRange(0, 51), default=18, show_default=True, help="H.264 quality.")
+@click.option("--threads", type=click.IntRange(1), help="Threads of each engine and codec.")
+@click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@click.option("--no-progress", is_flag=True, help="No progress bar.")
+def command(
+    source: str,
+    out: Path,
+    bundle: Path,
+    engine_name: str | None,
+    device: str,
+    fidelity: float,
+    aligned: bool,
+    detect_every: int,
+    detect_side: int,
+    crf: int,
+    threads: int | None,
+    overwrite: bool,
+    as_json: bool,
+    no_progress: bool,
+) -> None:
+    """Restore the faces in a picture, a folder of pictures or a video."""
+    config = RunConfig(
+        pipeline=PipelineConfig(fidelity=fidelity, detect_every=detect_every),
+        detector=DetectorConfig(long_side=detect_side),
+        encode=EncodeConfig(crf=crf, threads=threads),
+        aligned=aligned,
+        overwrite=overwrite,
+        threads=threads,
+    )
+    with open_bundle_engine(bundle, engine=engine_name, device=device, threads=threads) as engine:
+        if not as_json:
+            click.echo(f"engine:   {engine.info.describe()}")
+        with progress_bar("run", None, show=not (no_progress or as_json)) as advance:
+            report = run_path(source, out, engine, config, watch=lambda _done, _total: advance())
+    if as_json:
+        click.echo(json.dumps(report.to_json(), indent=2))
+    else:
+        _print(report)
+
+
+def _print(report: RunReport) -> None:
+    console = Console()
+    console.print(f"detector: {_describe(report.detector)}", highlight=False, soft_wrap=True)
+    table = Table("stage", *("n", "p50 ms", "p95 ms", "p99 ms"))
+    for row in report.stages:
+        table.add_row(row.name, str(row.count), f"{row.p50_ms:.1f}", f"{row.p95_ms:.1f}", f"{row.p99_ms:.1f}")
+    console.print(table)
+    for note in report.notes:
+        console.print(f"note: {note}", highlight=False, soft_wrap=True)
+    line = (
+        f"{report.frames_in} frames in, {report.frames_out} out, {report.faces} faces, "
+        f"{report.frames_without_face} frames without a face; "
+        f"{report.seconds:.1f} s, {report.frames_per_second:.1f} frames/s -> {report.out}"
+    )
+    console.print(line, highlight=False, soft_wrap=True)
+
+
+def _describe(info: EngineInfo | None) -> str:
+    return "none (aligned input)" if info is None else f"CenterFace on {info.describe()}"
