@@ -1,0 +1,84 @@
+"""A perceptual distance on the frozen prior's own features, under its own name (it is not LPIPS)."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ufr_edge.errors import ConfigError, ShapeError
+from ufr_edge.priors.model import DiffusionPrior
+from ufr_edge.priors.schedule import BASE_STEPS, base_abar
+
+DEFAULT_TIMESTEP = 20
+
+
+class PriorFeatures(nn.Module):
+    """Frozen features of a prior's down path at one small timestep.
+
+    Holds its own copy of the down blocks, so the prior itself stays as it was and may be let go.
+    `forward(images)`: RGB float (B, 3, H, W) in [0, 1], H and W multiples of `multiple_of`; returns one
+    float (B, C, h, w) map per level, finest first. No noise is added: images in [-1, 1] are scaled by
+    sqrt(abar) of the timestep. Gradients reach the images, never the weights.
+
+    Raises ConfigError when `timestep` is not in [0, 1000), ShapeError on a wrong shape.
+    """
+
+    emb: Tensor
+
+    def __init__(self, prior: DiffusionPrior, *, timestep: int = DEFAULT_TIMESTEP) -> None:
+        super().__init__()
+        if not 0 <= timestep < BASE_STEPS:
+            msg = f"The feature timestep must lie in 0..{BASE_STEPS - 1}; got {timestep}."
+            raise ConfigError(msg)
+        unet = prior.unet
+        self.timestep = timestep
+        self.factor = prior.factor
+        self.scale = float(base_abar()[timestep]) ** 0.5
+        self.conv_in = copy.deepcopy(unet.conv_in).requires_grad_(False)
+        self.down_blocks = copy.deepcopy(unet.down_blocks).requires_grad_(False)
+        self.multiple_of = self.factor * 2 ** sum(
+            block.downsamplers is not None for block in self.down_blocks
+        )
+        with torch.no_grad():
+            t = torch.tensor([timestep], device=unet.device)
+            emb = unet.time_embedding(unet.time_proj(t).to(unet.dtype))
+        self.register_buffer("emb", emb)
+        self.eval()
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Return the feature maps, finest first."""
+        m = self.multiple_of
+        if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] % m or images.shape[3] % m:
+            msg = f"Features take (B, 3, H, W) with H and W multiples of {m}; got {tuple(images.shape)}."
+            raise ShapeError(msg)
+        x = self.conv_in(F.pixel_unshuffle(self.scale * (2 * images - 1), self.factor))
+        emb = self.emb.expand(len(images), -1)
+        maps = []
+        for block in self.down_blocks:
+            x, states = block(hidden_states=x, temb=emb)
+            # The last state is the shrunk one where the block shrinks; the level's own comes before.
+            maps.append(states[-1] if block.downsamplers is None else states[-2])
+        return maps
+
+
+def prior_feature_distance(features: PriorFeatures, a: Tensor, b: Tensor) -> Tensor:
+    """Return the prior-feature distance of image pairs, float32 (B,), from 0 (equal) to 4.
+
+    `a` and `b`: RGB float (B, 3, H, W) in [0, 1]. As LPIPS without its learned weights (Zhang et al.
+    2018): features normalised over the channels, squared differences summed over the channels, meaned over
+    space and levels. Differentiable with respect to both. Raises ShapeError when the shapes differ.
+    """
+    if a.shape != b.shape:
+        msg = f"The images to compare differ in shape: {tuple(a.shape)} and {tuple(b.shape)}."
+        raise ShapeError(msg)
+    pairs = zip(features(a), features(b), strict=True)
+    levels = [(_unit(p) - _unit(q)).square().sum(1).mean((1, 2)) for p, q in pairs]
+    return torch.stack(levels).mean(0)
+
+
+def _unit(maps: Tensor) -> Tensor:
+    maps = maps.float()
+    return maps * (maps.square().sum(1, keepdim=True) + 1e-10).rsqrt()

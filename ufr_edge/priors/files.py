@@ -1,0 +1,176 @@
+"""Reading priors in diffusers' own layout: a shipped one, a local folder, or a model of the hub."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DModel
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+from safetensors import SafetensorError
+
+from ufr_edge.errors import BackendUnavailableError, InputFileError, ModelFileError
+from ufr_edge.files import read_json
+from ufr_edge.priors.model import DiffusionPrior
+from ufr_edge.priors.schedule import BASE_STEPS, BETA_END, BETA_START
+
+SHIPPED = Path(__file__).parents[1] / "weights"
+_WEIGHTS = "diffusion_pytorch_model.safetensors"
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+# What the sampler takes for granted; a scheduler that leaves a key out gets diffusers' own default.
+_SCHEDULE = {
+    "num_train_timesteps": (BASE_STEPS, 1000),
+    "beta_start": (BETA_START, 1e-4),
+    "beta_end": (BETA_END, 2e-2),
+    "beta_schedule": ("linear", "linear"),
+    "trained_betas": (None, None),
+    "rescale_betas_zero_snr": (False, False),
+}
+
+
+def load_prior(source: str | Path) -> DiffusionPrior:
+    """Load a prior: float32 (fp16 weights are widened), in eval mode, on the CPU.
+
+    `source`: a folder holding `unet/` and `scheduler/`, or a bare UNet2DModel (config.json and weights,
+    taken as predicting epsilon under the paper's schedule); a shipped name ("prior-256"); or a hub id
+    ("owner/name"; HF_HUB_OFFLINE is honoured). Safetensors only.
+
+    Raises InputFileError (no such folder, name or model), BackendUnavailableError (the hub cannot be
+    reached), ModelFileError (damaged, another network, or trained on another schedule).
+    """
+    folder = find_prior(source)
+    unet_folder = folder / "unet" if (folder / "unet").is_dir() else folder
+    prediction = read_schedule(folder)
+    _check_is_unet(unet_folder)
+    prior = DiffusionPrior(_read_unet(unet_folder), prediction_type=prediction)
+    _check_outputs(prior, unet_folder)
+    return prior.eval()
+
+
+def find_prior(source: str | Path) -> Path:
+    """Resolve a folder, a shipped name or a hub id to a local folder. Errors as in `load_prior`."""
+    path = Path(source)
+    if path.is_dir():
+        return path
+    if isinstance(source, str) and (SHIPPED / source / "unet").is_dir():
+        return SHIPPED / source
+    if isinstance(source, str) and _HUB_ID.fullmatch(source) and not path.exists():
+        return _fetch(source)
+    names = ", ".join(sorted(p.parent.name for p in SHIPPED.glob("*/unet"))) or "none"
+    msg = f"{source} is no prior: give a folder in diffusers' layout, a hub id owner/name, or a shipped name ({names})."
+    raise InputFileError(msg)
+
+
+def read_schedule(folder: Path) -> str:
+    """Return the prediction type of a prior folder, having checked its schedule against the paper's.
+
+    A folder without a scheduler counts as epsilon. Raises ModelFileError naming the field that differs.
+    """
+    found = [p for p in (folder / "scheduler", folder) if (p / "scheduler_config.json").is_file()]
+    if not found:
+        return "epsilon"
+    path = found[0] / "scheduler_config.json"
+    config = _read_config(path)
+    for key, (needed, default) in _SCHEDULE.items():
+        value = config.get(key, default)
+        if value != needed:
+            msg = f"{path}: {key} is {value!r}; the sampler needs {needed!r}. This prior cannot be used."
+            raise ModelFileError(msg)
+    if config.get("variance_type") == "learned":
+        msg = f"{path}: variance_type 'learned' is not supported; the paper's is 'learned_range'."
+        raise ModelFileError(msg)
+    return str(config.get("prediction_type", "epsilon"))
+
+
+def _check_is_unet(folder: Path) -> None:
+    path = folder / "config.json"
+    if not path.is_file():
+        msg = f"{folder} holds no config.json: it is no model folder in diffusers' layout."
+        raise InputFileError(msg)
+    name = _read_config(path).get("_class_name")
+    if name != "UNet2DModel":
+        msg = f"{path} describes a {name}, not a UNet2DModel. Give an unconditional pixel-space prior."
+        raise ModelFileError(msg)
+    if not any(folder.glob("diffusion_pytorch_model*.safetensors*")):
+        msg = f"{folder} holds no {_WEIGHTS}. Pickled weights are not read: save them with safe_serialization=True."
+        raise InputFileError(msg)
+
+
+def _read_unet(folder: Path) -> UNet2DModel:
+    variant = None if (folder / _WEIGHTS).exists() else "fp16"
+    with _file_errors(folder):
+        # low_cpu_mem_usage would leave tensors missing from the file on the meta device.
+        unet, info = UNet2DModel.from_pretrained(
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            variant=variant,
+            torch_dtype=torch.float32,
+            low_cpu_mem_usage=False,
+            output_loading_info=True,
+        )
+    wrong = [*info["missing_keys"], *info["unexpected_keys"], *map(str, info["mismatched_keys"])]
+    if wrong:
+        msg = f"{folder} says it is a UNet2DModel but {len(wrong)} tensors do not fit, such as {wrong[0]}."
+        raise ModelFileError(msg)
+    return unet
+
+
+def _check_outputs(prior: DiffusionPrior, folder: Path) -> None:
+    config = prior.unet.config
+    if config["out_channels"] not in (config["in_channels"], 2 * config["in_channels"]):
+        msg = f"{folder}: {config['out_channels']} output channels for {config['in_channels']} of input; need 1x or 2x."
+        raise ModelFileError(msg)
+    if prior.unet.class_embedding is not None:
+        msg = f"{folder} holds a class-conditional network; the prior must be unconditional."
+        raise ModelFileError(msg)
+
+
+def _fetch(hub_id: str) -> Path:
+    wanted = [f"{part}{name}" for part in ("", "unet/", "scheduler/") for name in ("*.json", "*.safetensors")]
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=wanted))
+    except (RepositoryNotFoundError, HFValidationError) as exc:
+        msg = (
+            f"{hub_id} is no folder here, and no model of the hub that can be read. Check the name or log in."
+        )
+        raise InputFileError(msg) from exc
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, ConnectionError) as exc:
+        msg = (
+            f"{hub_id} is no folder here, and the Hugging Face hub cannot be reached (or HF_HUB_OFFLINE is set)."
+            f" Fetch it where there is a network (hf download {hub_id}) and give that folder."
+        )
+        raise BackendUnavailableError(msg) from exc
+
+
+def _read_config(path: Path) -> Mapping[str, Any]:
+    try:
+        config = read_json(path)
+    except InputFileError as exc:
+        raise ModelFileError(str(exc)) from exc
+    if not isinstance(config, dict):
+        msg = f"{path} is no diffusers config: a JSON object is expected."
+        raise ModelFileError(msg)
+    return config
+
+
+@contextmanager
+def _file_errors(folder: Path) -> Iterator[None]:
+    """Turn what diffusers, safetensors and torch raise on a bad file into ModelFileError."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as exc:
+        reason = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
+        msg = f"{folder} is damaged or holds another network ({reason}). Fetch or train it again."
+        raise ModelFileError(msg) from exc
