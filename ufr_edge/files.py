@@ -115,7 +115,7 @@ def _disk_errors(path: Path) -> Iterator[None]:
         if exc.errno in (errno.ENOSPC, errno.EDQUOT):
             msg = f"The disk is full while writing {path}. Free some space and run the command again."
             raise OutputError(msg) from exc
-        if exc.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+        if exc.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
             msg = f"{path} cannot be written: {exc.strerror}. Choose another output."
             raise OutputError(msg) from exc
         raise

@@ -46,7 +46,8 @@ def error_border(*, debug: bool, extra: Callable[[], str | None]) -> Iterator[No
 def _fail(message: str, exc: BaseException, *, debug: bool) -> NoReturn:
     if debug:
         click.echo("".join(traceback.format_exception(exc)), err=True, nl=False)
-    click.echo(f"error: {' '.join(message.split())}", err=True)
+    # A build log may follow the first line of a message; it stays below it.
+    click.echo("error: " + message.strip().replace("\n", "\n    "), err=True)
     raise click.exceptions.Exit(int(_code(exc))) from exc
 
 
@@ -60,8 +61,9 @@ def explain(exc: Exception, *, extra: str | None = None) -> str:
     """Return one line for any error: what was wrong and what to do."""
     if isinstance(exc, UfrEdgeError):
         return str(exc)
-    if isinstance(exc, OSError) and exc.errno in (errno.ENOSPC, errno.EDQUOT):
-        where = f" while writing {exc.filename}" if exc.filename else ""
+    full = isinstance(exc, OSError) and exc.errno in (errno.ENOSPC, errno.EDQUOT)
+    if full or "No space left on device" in str(exc):  # safetensors and torch have errors of their own
+        where = f" while writing {name}" if (name := getattr(exc, "filename", None)) else ""
         return f"The disk is full{where}. Free some space and run the command again."
     if isinstance(exc, ImportError) and "libGL" in str(exc):
         return f"OpenCV misses a system library ({exc}). On Debian: apt-get install libgl1 libglib2.0-0"
