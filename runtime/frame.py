@@ -11,6 +11,8 @@ Frame = npt.NDArray[np.uint8]
 """RGB picture: uint8 (H, W, 3), C order."""
 
 FloatArray = npt.NDArray[np.float32]
+Box = tuple[int, int, int, int]
+"""Whole pixels x0, y0, x1, y1 of a picture; x1 and y1 are outside."""
 Affine = npt.NDArray[np.float64]
 """2x3 matrix: (x, y) of one picture to (x, y) of another; pixel centres are whole numbers."""
 

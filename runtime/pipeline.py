@@ -15,7 +15,7 @@ from ufr_edge.runtime.engines.base import EngineInfo
 from ufr_edge.runtime.faces.align import estimate_alignment, warp_face
 from ufr_edge.runtime.faces.detect import Detects, Face
 from ufr_edge.runtime.faces.paste import feather_mask, paste_into
-from ufr_edge.runtime.frame import Affine, Frame
+from ufr_edge.runtime.frame import Affine, Box, Frame
 from ufr_edge.runtime.timing import StageClock
 
 
@@ -54,10 +54,15 @@ class PipelineConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Restored:
-    """A frame after the pipeline. Without faces, `image` is the very array that was given."""
+    """A frame after the pipeline. Without faces, `image` is the very array that was given.
+
+    count: faces restored. touched: boxes outside which no pixel differs; None when all may.
+    """
 
     image: Frame
-    faces: tuple[Face, ...]
+    count: int
+    touched: tuple[Box, ...] | None
+    faces: tuple[Face, ...] = ()
 
 
 class FacePipeline:
@@ -77,15 +82,15 @@ class FacePipeline:
         """Restore every face of one RGB frame. Raises ShapeError, InferenceError."""
         faces = self._find(frame)
         if not faces:
-            return Restored(image=frame, faces=())
+            return Restored(image=frame, count=0, touched=())
         with self._clock.stage("warp"):
             matrices = [estimate_alignment(face.landmarks, self._side) for face in faces]
             crops = np.stack([warp_face(frame, matrix, self._side) for matrix in matrices])
         with self._clock.stage("restore"):
             restored = infer_all(self._engine, crops, batch=self._config.batch)
         with self._clock.stage("paste"):
-            image = self._paste(frame, restored, crops, matrices)
-        return Restored(image=image, faces=faces)
+            image, touched = self._paste(frame, restored, crops, matrices)
+        return Restored(image=image, count=len(faces), touched=touched, faces=faces)
 
     def _find(self, frame: Frame) -> tuple[Face, ...]:
         if self._age % self._config.detect_every == 0:
@@ -94,10 +99,12 @@ class FacePipeline:
         self._age += 1
         return self._seen
 
-    def _paste(self, frame: Frame, restored: Frame, crops: Frame, matrices: Sequence[Affine]) -> Frame:
-        canvas = frame.copy()
+    def _paste(
+        self, frame: Frame, restored: Frame, crops: Frame, matrices: Sequence[Affine]
+    ) -> tuple[Frame, tuple[Box, ...]]:
+        canvas, touched = frame.copy(), tuple[Box, ...]()
         for face, crop, matrix in zip(restored, crops, matrices, strict=True):
-            paste_into(
+            box = paste_into(
                 canvas,
                 face,
                 matrix,
@@ -106,7 +113,8 @@ class FacePipeline:
                 crop=crop,
                 mask=self._mask,
             )
-        return canvas
+            touched += () if box is None else (box,)
+        return canvas, touched
 
 
 def infer_all(engine: Restores, crops: Frame, *, batch: int) -> Frame:
@@ -117,7 +125,7 @@ def infer_all(engine: Restores, crops: Frame, *, batch: int) -> Frame:
 
 def restore_aligned(
     engine: Restores, face: Frame, config: PipelineConfig, *, clock: StageClock, name: str
-) -> Frame:
+) -> Restored:
     """Restore a picture that is an aligned face already; the result has the engine's side.
 
     Raises InputFileError when the picture is not square.
@@ -133,4 +141,4 @@ def restore_aligned(
         restored = engine.infer(np.ascontiguousarray(crop[None]))[0]
     with clock.stage("paste"):
         mixed = cv2.addWeighted(restored, 1 - config.fidelity, crop, config.fidelity, 0)
-    return np.asarray(mixed, dtype=np.uint8)
+    return Restored(image=np.asarray(mixed, dtype=np.uint8), count=1, touched=None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ufr_edge.errors import InputFileError, OutputError
@@ -13,7 +13,7 @@ from ufr_edge.files import atomic_file, check_free
 from ufr_edge.runtime.faces.detect import DetectorConfig, Detects, FaceDetector
 from ufr_edge.runtime.frame import Frame
 from ufr_edge.runtime.images import is_image, list_images, read_image, write_image
-from ufr_edge.runtime.pipeline import FacePipeline, PipelineConfig, Restores, restore_aligned
+from ufr_edge.runtime.pipeline import FacePipeline, PipelineConfig, Restored, Restores, restore_aligned
 from ufr_edge.runtime.report import RunReport, Tally
 from ufr_edge.runtime.timing import StageClock
 from ufr_edge.runtime.video.opening import open_source
@@ -36,8 +36,8 @@ class RunConfig:
     threads: int | None = None
 
 
-Work = Callable[[Frame, str], tuple[Frame, int]]
-"""A frame and its name to the restored frame and the number of faces."""
+Work = Callable[[Frame, str], Restored]
+"""A frame and its name to the restored frame."""
 
 Watch = Callable[[int, int | None], None]
 """Called after each frame with (frames done, frames in all or None)."""
@@ -202,7 +202,7 @@ def _write(run: _Run, writer: VideoWriter, item: SourceItem, total: int | None) 
         writer.copy(item)
         return
     with run.clock.stage("encode"):
-        writer.write(item.image, pts=item.pts, native=item.native)
+        writer.write(item)
     run.wrote(total)
 
 
@@ -211,12 +211,10 @@ def _restored(run: _Run, items: Iterator[SourceItem]) -> Iterator[SourceItem]:
         if isinstance(item, CopiedPacket):
             yield item
             continue
-        image, faces = run.work(item.image, f"Frame {item.index}")
-        run.tally.saw(faces)
-        native = item.native if image is item.image else None
-        yield SourceFrame(
-            index=item.index, pts=item.pts, time_base=item.time_base, image=image, native=native
-        )
+        done = run.work(item.image, f"Frame {item.index}")
+        run.tally.saw(done.count)
+        native = None if done.touched is None else item.native
+        yield replace(item, image=done.image, native=native, touched=done.touched or ())
 
 
 def _timed(items: Iterator[SourceItem], clock: StageClock) -> Iterator[SourceItem]:
@@ -233,10 +231,10 @@ def _timed(items: Iterator[SourceItem], clock: StageClock) -> Iterator[SourceIte
 def _one_image(run: _Run, path: Path, out: Path, *, total: int) -> None:
     with run.clock.stage("decode"):
         frame = read_image(path)
-    image, faces = run.work(frame, str(path))
-    run.tally.saw(faces)
+    done = run.work(frame, str(path))
+    run.tally.saw(done.count)
     with run.clock.stage("encode"):
-        write_image(out, image)
+        write_image(out, done.image)
     run.wrote(total)
 
 
@@ -270,16 +268,12 @@ def _open_detector(engine: Restores, config: RunConfig) -> FaceDetector:
 
 
 def _face_work(pipeline: FacePipeline) -> Work:
-    def work(frame: Frame, _name: str) -> tuple[Frame, int]:
-        done = pipeline.restore(frame)
-        return done.image, len(done.faces)
-
-    return work
+    return lambda frame, _name: pipeline.restore(frame)
 
 
 def _aligned_work(engine: Restores, config: RunConfig, clock: StageClock) -> Work:
-    def work(frame: Frame, name: str) -> tuple[Frame, int]:
-        return restore_aligned(engine, frame, config.pipeline, clock=clock, name=name), 1
+    def work(frame: Frame, name: str) -> Restored:
+        return restore_aligned(engine, frame, config.pipeline, clock=clock, name=name)
 
     return work
 

@@ -10,7 +10,7 @@ import numpy as np
 from ufr_edge.errors import ConfigError, ShapeError
 from ufr_edge.runtime.faces.align import warp_face
 from ufr_edge.runtime.faces.warp import apply, inverse, warp, warp_mask
-from ufr_edge.runtime.frame import Affine, FloatArray, Frame, check_frame
+from ufr_edge.runtime.frame import Affine, Box, FloatArray, Frame, check_frame
 
 _REACH = 0.47  # half width of the mask, as a share of the side
 _SOLID = 0.68  # share of the reach within which the restored face is taken whole
@@ -70,8 +70,8 @@ def paste_into(
     colour_match: bool = True,
     crop: Frame | None = None,
     mask: FloatArray | None = None,
-) -> None:
-    """`paste_face` in place."""
+) -> Box | None:
+    """`paste_face` in place. Returns the box outside which nothing changed, None when nothing did."""
     check_frame(canvas)
     side = _check_square(restored)
     if not 0 <= fidelity <= 1:
@@ -79,14 +79,15 @@ def paste_into(
         raise ConfigError(msg)
     box = face_box(matrix, side, canvas.shape[1], canvas.shape[0])
     if box is None or fidelity == 1:
-        return
+        return None
     if colour_match:
         restored = match_colour(restored, warp_face(canvas, matrix, side) if crop is None else crop)
     weights = feather_mask(side) if mask is None else mask
     _blend(canvas, restored, weights * np.float32(1 - fidelity), matrix, box)
+    return box
 
 
-def face_box(matrix: Affine, side: int, width: int, height: int) -> tuple[int, int, int, int] | None:
+def face_box(matrix: Affine, side: int, width: int, height: int) -> Box | None:
     """Box x0, y0, x1, y1 (whole pixels, inside the frame) an aligned face covers; None when outside."""
     corners = np.array([[0, 0], [side, 0], [0, side], [side, side]], dtype=np.float32) - 0.5
     points = apply(inverse(matrix), corners)
@@ -96,9 +97,7 @@ def face_box(matrix: Affine, side: int, width: int, height: int) -> tuple[int, i
     return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
 
 
-def _blend(
-    canvas: Frame, restored: Frame, weights: FloatArray, matrix: Affine, box: tuple[int, int, int, int]
-) -> None:
+def _blend(canvas: Frame, restored: Frame, weights: FloatArray, matrix: Affine, box: Box) -> None:
     x0, y0, x1, y1 = box
     back = inverse(matrix)
     back[:, 2] -= (x0, y0)

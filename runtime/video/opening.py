@@ -34,9 +34,9 @@ def open_source(uri: str | Path, *, threads: int | None = None) -> VideoSource:
 
 
 def builtin_picture() -> Frame:
-    """The photograph with a face that comes with scikit-image: uint8 (512, 512, 3)."""
+    """Head and shoulders of the photograph that comes with scikit-image: uint8 (288, 384, 3)."""
     data = require("skimage.data", extra="train")
-    return np.ascontiguousarray(data.astronaut(), dtype=np.uint8)
+    return np.ascontiguousarray(data.astronaut()[:288, 48:432], dtype=np.uint8)
 
 
 def _synthetic(uri: str) -> SyntheticSource:

@@ -9,6 +9,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.video.reformatter import Interpolation
 
 from ufr_edge.errors import InputFileError
 from ufr_edge.runtime.frame import Frame
@@ -16,6 +17,13 @@ from ufr_edge.runtime.video.source import ColourTags, CopiedPacket, SourceFrame,
 
 _MEND = "Copy it again from where it came, or cut off the damage: ffmpeg -i IN -c copy OUT"
 _FALLBACK_RATE = Fraction(25)
+EXACT = (
+    Interpolation.BILINEAR
+    | Interpolation.ACCURATE_RND
+    | Interpolation.FULL_CHR_H_INT
+    | Interpolation.FULL_CHR_H_INP
+)
+"""Conversion without swscale's shortcuts, which darken by one level in each round trip."""
 
 
 class VideoReader:
@@ -163,8 +171,8 @@ def upright(image: Frame, rotation: int) -> Frame:
 
 
 def _rgb(native: Any) -> Frame:
-    # bt709 and the rest by the frame's own tags; one thread, as the pipeline's stages run side by side.
-    return np.asarray(native.to_ndarray(format="rgb24", threads=1), dtype=np.uint8)
+    # Colour matrix by the frame's own tags; one thread, as the pipeline's stages run side by side.
+    return np.asarray(native.to_ndarray(format="rgb24", interpolation=EXACT, threads=1), dtype=np.uint8)
 
 
 def _clock_time(text: str) -> Fraction | None:

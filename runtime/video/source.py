@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Protocol
 
-from ufr_edge.runtime.frame import Frame
+from ufr_edge.runtime.frame import Box, Frame
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,8 @@ class VideoInfo:
 class SourceFrame:
     """Frame number `index` at `pts` * `time_base` seconds.
 
-    native: the decoder's own frame when `image` is the same picture, so that it can be encoded as it is.
+    native: the decoder's own frame of the same picture, or None. touched: the boxes in which `image` has
+    been changed since; all else can be encoded as the decoder gave it.
     """
 
     index: int
@@ -50,6 +51,7 @@ class SourceFrame:
     time_base: Fraction
     image: Frame
     native: Any = None
+    touched: tuple[Box, ...] = ()
 
     @property
     def seconds(self) -> float:

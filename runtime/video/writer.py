@@ -16,7 +16,8 @@ import numpy as np
 
 from ufr_edge.errors import ConfigError, OutputError
 from ufr_edge.runtime.frame import Frame
-from ufr_edge.runtime.video.source import CopiedPacket, VideoInfo
+from ufr_edge.runtime.video.reader import EXACT
+from ufr_edge.runtime.video.source import CopiedPacket, SourceFrame, VideoInfo
 
 VIDEO_SUFFIXES = frozenset({".m4v", ".mkv", ".mov", ".mp4"})
 _BT709, _RGB = 1, 0
@@ -66,16 +67,13 @@ class VideoWriter:
             }
             self._container.start_encoding()
 
-    def write(self, image: Frame, *, pts: int, native: Any = None) -> None:
-        """Encode one RGB frame at `pts` (in the source's time base).
-
-        native: the decoder's frame of the same picture, encoded instead so that nothing is converted twice.
-        """
-        frame = self._from_rgb(image) if native is None or not self._fits(native) else native
-        frame.pts, frame.time_base = pts, self._info.time_base
-        frame.pict_type = 0  # the encoder chooses, whatever the source had
+    def write(self, frame: SourceFrame) -> None:
+        """Encode one frame. Of a frame with `native`, only the touched boxes are converted from RGB."""
+        coded = self._patched(frame) if self._fits(frame.native) else self._whole(frame.image)
+        coded.pts, coded.time_base = frame.pts, self._info.time_base
+        coded.pict_type = 0  # the encoder chooses, whatever the source had
         with self._output_errors():
-            self._container.mux(self._stream.encode(frame))
+            self._container.mux(self._stream.encode(coded))
 
     def copy(self, item: CopiedPacket) -> None:
         """Write a packet of a copied stream."""
@@ -115,16 +113,38 @@ class VideoWriter:
         return _BT709 if self._info.colour.space == _RGB else self._info.colour.space
 
     def _fits(self, native: Any) -> bool:
-        return native.format.name == "yuv420p" and (native.width, native.height) == self._even
+        return (
+            native is not None
+            and native.format.name in ("yuv420p", "yuvj420p")
+            and (native.width, native.height) == self._even
+        )
 
-    def _from_rgb(self, image: Frame) -> Any:
+    def _whole(self, image: Frame) -> Any:
         right, below = self._even[0] - image.shape[1], self._even[1] - image.shape[0]
         if right or below:
             image = np.asarray(cv2.copyMakeBorder(image, 0, below, 0, right, cv2.BORDER_REPLICATE))
+        return self._from_rgb(image)
+
+    def _patched(self, frame: SourceFrame) -> Any:
+        if frame.touched:
+            frame.native.make_writable()  # the decoder may still refer to its picture
+        for x0, y0, x1, y1 in frame.touched:
+            x0, y0, x1, y1 = x0 - x0 % 2, y0 - y0 % 2, x1 + x1 % 2, y1 + y1 % 2
+            part = self._from_rgb(frame.image[y0:y1, x0:x1])
+            for plane, fresh, shift in zip(frame.native.planes, part.planes, (0, 1, 1), strict=True):
+                rows, columns = slice(y0 >> shift, y1 >> shift), slice(x0 >> shift, x1 >> shift)
+                _pixels(plane)[rows, columns] = _pixels(fresh)[:, : (x1 - x0) >> shift]
+        return frame.native
+
+    def _from_rgb(self, image: Frame) -> Any:
         rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
         rgb.colorspace = self._space()
         return rgb.reformat(
-            format="yuv420p", src_color_range=2, dst_color_range=self._info.colour.range or 1, threads=1
+            format="yuv420p",
+            src_color_range=2,
+            dst_color_range=self._info.colour.range or 1,
+            interpolation=EXACT,
+            threads=1,
         )
 
     @contextmanager
@@ -137,3 +157,8 @@ class VideoWriter:
                 raise
             msg = f"{self._path.suffix} file cannot be written ({exc}). If it has unusual sound, choose .mkv."
             raise OutputError(msg) from exc
+
+
+def _pixels(plane: Any) -> Frame:
+    """A plane's rows as they lie in memory, padding included: uint8 (height, line size), not a copy."""
+    return np.frombuffer(plane, dtype=np.uint8).reshape(-1, plane.line_size)
