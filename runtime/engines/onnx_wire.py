@@ -37,7 +37,10 @@ def onnx_precision(path: Path) -> str:
     """
     quantized = False
     types: set[int] = set()
-    for graph in _messages(path, memoryview(path.read_bytes()), MODEL_GRAPH):
+    graphs = list(_messages(path, memoryview(path.read_bytes()), MODEL_GRAPH))
+    if not graphs:
+        raise _damaged(path)
+    for graph in graphs:
         for field in _fields(path, graph):
             if field.number == GRAPH_NODE:
                 ops = _messages(path, field.value, NODE_OP_TYPE)
@@ -54,21 +57,24 @@ def onnx_precision(path: Path) -> str:
 def with_input_shapes(path: Path, shapes: Mapping[str, Sequence[int | None]]) -> bytes:
     """Return the ONNX file with the inputs in `shapes` declared anew (None = any size).
 
-    Declared shapes of outputs and inner tensors are dropped, so that the runtime infers them.
+    The outputs' sizes become free and the inner tensors' shapes are dropped: the runtime infers them.
     Raises ConfigError for a name that is no input, ModelFileError when the file is no ONNX.
     """
     missing = set(shapes)
+    outputs = 0
 
     def edit_input(value: memoryview) -> bytes:
-        name = b"".join(bytes(part) for part in _messages(path, value, VALUE_NAME)).decode()
+        name = b"".join(bytes(part) for part in _messages(path, value, VALUE_NAME)).decode(errors="replace")
         if name not in shapes:
             return bytes(value)
         missing.discard(name)
         shape = _encode_shape(shapes[name])
-        return _edit(path, value, {VALUE_TYPE: lambda kind: _with_shape(path, kind, shape)})
+        return _edit_shape(path, value, lambda _: shape)
 
     def edit_output(value: memoryview) -> bytes:
-        return _edit(path, value, {VALUE_TYPE: lambda kind: _with_shape(path, kind, None)})
+        nonlocal outputs
+        outputs += 1
+        return _edit_shape(path, value, lambda shape: _free_shape(path, shape, f"out{outputs}"))
 
     def edit_graph(graph: memoryview) -> bytes:
         edits = {GRAPH_INPUT: edit_input, GRAPH_OUTPUT: edit_output, GRAPH_VALUE_INFO: None}
@@ -95,19 +101,25 @@ def _edit(path: Path, message: memoryview, edits: Mapping[int, Edit]) -> bytes:
     return b"".join(parts)
 
 
-def _with_shape(path: Path, kind: memoryview, shape: bytes | None) -> bytes:
-    def edit_tensor(tensor: memoryview) -> bytes:
-        bare = _edit(path, tensor, {TENSOR_SHAPE: None})
-        return bare if shape is None else bare + _encode_bytes(TENSOR_SHAPE, shape)
+def _edit_shape(path: Path, value: memoryview, edit: Edit) -> bytes:
+    """Rewrite the shape inside a ValueInfoProto, where it declares one."""
 
-    return _edit(path, kind, {TYPE_TENSOR: edit_tensor})
+    def edit_type(kind: memoryview) -> bytes:
+        return _edit(path, kind, {TYPE_TENSOR: lambda tensor: _edit(path, tensor, {TENSOR_SHAPE: edit})})
+
+    return _edit(path, value, {VALUE_TYPE: edit_type})
 
 
-def _encode_shape(shape: Sequence[int | None]) -> bytes:
+def _free_shape(path: Path, shape: memoryview, prefix: str) -> bytes:
+    rank = sum(1 for _ in _messages(path, shape, SHAPE_DIM))
+    return _encode_shape([None] * rank, prefix)
+
+
+def _encode_shape(shape: Sequence[int | None], prefix: str = "in") -> bytes:
     dims = b""
     for axis, size in enumerate(shape):
         if size is None:
-            dim = _encode_bytes(DIM_PARAM, f"any_{axis}".encode())
+            dim = _encode_bytes(DIM_PARAM, f"{prefix}_{axis}".encode())
         else:
             dim = _encode_varint(DIM_VALUE << 3 | VARINT) + _encode_varint(size)
         dims += _encode_bytes(SHAPE_DIM, dim)

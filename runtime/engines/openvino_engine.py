@@ -24,6 +24,7 @@ from ufr_edge.runtime.engines.base import (
     check_model_file,
     translate_errors,
 )
+from ufr_edge.runtime.engines.onnx_wire import onnx_precision
 
 HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 NAMES = {hint: name for name, hint in HINTS.items()}
@@ -100,6 +101,7 @@ def open_openvino(
 def _read_model(
     ov: Any, core: Any, path: Path, input_shapes: Mapping[str, Sequence[int | None]] | None
 ) -> Any:
+    _check_format(path)
     with translate_errors(ModelFileError, f"OpenVINO cannot load {path}"):
         model = core.read_model(path)
     if input_shapes is None:
@@ -120,6 +122,20 @@ def _device(core: Any, device: str) -> str:
         msg = f"OpenVINO has no device {device!r} here; it has: {', '.join(found)}."
         raise BackendUnavailableError(msg)
     return name
+
+
+def _check_format(path: Path) -> None:
+    """Raise ModelFileError for what is neither ONNX nor IR: OpenVINO would try, and print, every format it knows."""
+    if path.suffix == ".onnx":
+        onnx_precision(path)
+        return
+    whole = False
+    if path.suffix == ".xml":
+        text = path.read_bytes()
+        whole = b"<net" in text[:512] and text.rstrip().endswith(b"</net>")
+    if not whole:
+        msg = f"{path} is neither an ONNX file nor a whole OpenVINO .xml. Copy or export the file again."
+        raise ModelFileError(msg)
 
 
 def _precision(model: Any, path: Path, asked: str | None) -> str:
@@ -146,7 +162,8 @@ def _properties(precision: str, threads: int | None, cache_dir: Path | None) -> 
 
 
 def _spec(port: Any, fallback: str) -> TensorSpec:
-    names = port.get_names()
-    name = port.get_any_name() if names else fallback
+    names = sorted(port.get_names())
+    own = port.get_node().get_friendly_name().split("/sink_port")[0]  # the others are aliases from inside
+    name = own if own in names else names[0] if names else fallback
     shape = tuple(dim.get_length() if dim.is_static else None for dim in port.get_partial_shape())
     return TensorSpec(name, shape, np.dtype(port.get_element_type().to_dtype()).name)
