@@ -255,8 +255,9 @@ def _check_manifest(manifest: Manifest) -> None:
             raise BundleError(msg)
     for entry in manifest.engines:
         # OpenVINO opens the .bin beside an .xml by itself, so it must be among the files that are checked.
-        if any(name.endswith(".xml") and name[:-4] + ".bin" not in entry.files for name in entry.files):
-            msg = f"Engine {entry.name} does not list the .bin of its .xml. Export it again."
+        missing = {name[:-4] + ".bin" for name in entry.files if name.endswith(".xml")} - set(entry.files)
+        if missing:
+            msg = f"Engine {entry.name} does not list {missing.pop()} among its files. Export it again."
             raise BundleError(msg)
         if not entry.files or entry.format not in FORMATS:
             msg = f"Engine {entry.name} has no files or an unknown format {entry.format!r}. Export it again."
