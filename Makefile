@@ -6,6 +6,7 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 DEMO ?= demo
+BUNDLE ?= runs/bench.ufr
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
@@ -21,7 +22,7 @@ help:
 	@echo "make test      lint, types and the quick tests"
 	@echo "make test-all  the same with the slow tests"
 	@echo "make lint      lint and types only"
-	@echo "make bench     measure the shipped restorers on this machine"
+	@echo "make bench     measure a bundle on this machine (BUNDLE=my.ufr; default: the shipped restorer)"
 	@echo "make clean     remove what the targets above made, except $(VENV)/"
 
 setup: $(READY)
@@ -58,9 +59,12 @@ test: lint $(TENSORRT)
 test-all: lint $(TENSORRT)
 	$(BIN)/python -m pytest -q
 
-bench: $(READY)
-	$(BIN)/ufr-edge bench
+bench: $(READY) $(BUNDLE)
+	$(BIN)/ufr-edge bench $(BUNDLE)
+
+runs/bench.ufr: $(READY)
+	$(BIN)/ufr-edge export edge-m-256 -o $@ --format onnx --format openvino --overwrite
 
 clean:
-	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage $(DEMO)
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage $(DEMO) runs/bench.ufr
 	find ufr_edge runtime export calibration tests -name __pycache__ -type d -prune -exec rm -rf {} +
