@@ -1,0 +1,163 @@
+"""Choosing calibration frames: real aligned faces of the camera, or nothing.
+
+Ranges measured on noise or on blank pictures give an engine that looks fine and is wrong, so those are refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ufr_edge.errors import CalibrationError
+from ufr_edge.runtime.images import is_image, read_image
+
+Frame = NDArray[np.uint8]
+T = TypeVar("T")
+
+MIN_IMAGES = 8
+_MIN_STD = 3.0  # uint8 levels: below it an image is blank
+_MIN_CORRELATION = 0.2  # white noise has 0; the noisiest real face lies far above (low frequencies dominate)
+_SAME_LEVELS = 1.5  # mean difference of 16x16 thumbnails below which two frames show the same thing
+_COLLECT = "Collect faces from the camera: ufr-edge collect -i SOURCE -o FOLDER"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationSet:
+    """Calibration frames of one camera.
+
+    frames: uint8 RGB (N, S, S, 3). paths: where they came from, in the same order.
+    held_out: uint8 RGB (M, S, S, 3), M may be 0: frames of the same camera that calibration does not see.
+    set_id: SHA-256 over the pixels of `frames`, 64 hex digits.
+    """
+
+    frames: Frame
+    set_id: str
+    paths: tuple[Path, ...]
+    held_out: Frame
+
+
+def load_calibration(folder: Path, side: int, *, limit: int = 128, hold_out: int = 16) -> CalibrationSet:
+    """Load up to `limit` aligned faces (square images) from `folder`, resized to side x side.
+
+    Deterministic: near-duplicates are dropped, every fifth frame (up to `hold_out`) is held out, and of the
+    rest `limit` are taken evenly over the sorted file names.
+    Raises CalibrationError when the folder is missing, holds fewer than 8 different images, or holds an image
+    that is not square, blank or random noise; InputFileError when one is damaged.
+    """
+    found = list_images(folder)
+    if len(found) < MIN_IMAGES:
+        msg = f"{folder} holds {len(found)} images; calibration needs at least {MIN_IMAGES}. {_COLLECT}"
+        raise CalibrationError(msg)
+    # Three times the limit leaves enough to choose from and bounds the time spent on a large folder.
+    paths = _spread(found, 3 * limit + hold_out)
+    images = [read_face(path, side) for path in paths]
+    _refuse_bad(paths, images)
+    kept = _distinct(images)
+    if len(kept) < MIN_IMAGES:
+        msg = f"{folder} holds only {len(kept)} different images; calibration needs at least {MIN_IMAGES}. {_COLLECT}"
+        raise CalibrationError(msg)
+    held = kept[4::5][:hold_out]
+    chosen = _spread([index for index in kept if index not in set(held)], limit)
+    frames = np.stack([images[i] for i in chosen])
+    return CalibrationSet(
+        frames=frames,
+        set_id=set_id(frames),
+        paths=tuple(paths[i] for i in chosen),
+        held_out=np.stack([images[i] for i in held]) if held else frames[:0],
+    )
+
+
+def load_faces(folder: Path, side: int, *, limit: int) -> Frame:
+    """Load up to `limit` aligned faces, evenly over the sorted names: uint8 RGB (N, S, S, 3), N >= 1.
+
+    Raises CalibrationError when there is none or one is not square, InputFileError when one is damaged.
+    """
+    paths = list_images(folder)
+    if not paths:
+        msg = f"{folder} holds no images. {_COLLECT}"
+        raise CalibrationError(msg)
+    return np.stack([read_face(path, side) for path in _spread(paths, limit)])
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Return the image files directly in `folder`, sorted. Raises CalibrationError when it is no folder."""
+    if not folder.is_dir():
+        what = "is not a folder" if folder.exists() else "does not exist"
+        msg = f"The calibration folder {folder} {what}. {_COLLECT}"
+        raise CalibrationError(msg)
+    return sorted(p for p in folder.iterdir() if is_image(p) and not p.name.startswith("."))
+
+
+def read_face(path: Path, side: int) -> Frame:
+    """Read one aligned face: uint8 RGB (side, side, 3), area-averaged when shrinking.
+
+    Raises InputFileError when it is damaged, CalibrationError when it is not square.
+    """
+    image = read_image(path)
+    if image.shape[0] != image.shape[1]:
+        msg = f"{path} is {image.shape[1]}x{image.shape[0]}; aligned faces are square. {_COLLECT}"
+        raise CalibrationError(msg)
+    if image.shape[0] != side:
+        how = cv2.INTER_AREA if image.shape[0] > side else cv2.INTER_CUBIC
+        image = cv2.resize(image, (side, side), interpolation=how)
+    return np.asarray(image, np.uint8)
+
+
+def set_id(frames: Frame) -> str:
+    """Return the SHA-256 over shape and pixels, 64 hex digits."""
+    digest = hashlib.sha256(repr(frames.shape).encode())
+    digest.update(np.ascontiguousarray(frames).data)
+    return digest.hexdigest()
+
+
+def neighbour_correlation(image: Frame) -> float:
+    """Correlation of horizontally and vertically adjacent grey values, in [-1, 1]; about 0 for white noise."""
+    grey = image.astype(np.float32).mean(axis=2)
+    grey -= grey.mean()
+    power = float(np.square(grey).mean())
+    if power == 0:
+        return 1.0
+    across = float((grey[:, 1:] * grey[:, :-1]).mean())
+    down = float((grey[1:] * grey[:-1]).mean())
+    return (across + down) / (2 * power)
+
+
+def _refuse_bad(paths: Sequence[Path], images: Sequence[Frame]) -> None:
+    checks = (
+        ("blank", [p for p, i in zip(paths, images, strict=True) if i.mean(axis=2).std() < _MIN_STD]),
+        (
+            "random noise",
+            [p for p, i in zip(paths, images, strict=True) if neighbour_correlation(i) < _MIN_CORRELATION],
+        ),
+    )
+    for what, bad in checks:
+        if bad:
+            msg = f"{len(bad)} of {len(paths)} calibration images are {what}, not faces (first: {bad[0]}). {_COLLECT}"
+            raise CalibrationError(msg)
+
+
+def _distinct(images: Sequence[Frame]) -> list[int]:
+    """Indices of the images that are no near-duplicate of an earlier one."""
+    small = [cv2.resize(i, (16, 16), interpolation=cv2.INTER_AREA).astype(np.float32) for i in images]
+    kept: list[int] = []
+    for index, thumb in enumerate(small):
+        if (
+            not kept
+            or np.abs(np.stack([small[k] for k in kept]) - thumb).mean(axis=(1, 2, 3)).min() >= _SAME_LEVELS
+        ):
+            kept.append(index)
+    return kept
+
+
+def _spread(items: Sequence[T], limit: int) -> list[T]:
+    """At most `limit` items, evenly spaced, first and last included."""
+    if len(items) <= limit:
+        return list(items)
+    return [items[round(i)] for i in np.linspace(0, len(items) - 1, limit)]

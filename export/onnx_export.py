@@ -1,0 +1,179 @@
+"""Restorer to ONNX: uint8 NHWC RGB in and out, with conversion, scaling, clamp and rounding inside the graph."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ufr_edge.calibration.compare import compare_frames, run_batches
+from ufr_edge.errors import BuildError
+from ufr_edge.files import atomic_file, sha256_file
+from ufr_edge.restorers.edge import EdgeUNet
+from ufr_edge.runtime.engines import open_engine_file
+from ufr_edge.runtime.manifest import ParityInfo
+
+OPSET = 20
+"""Read by TensorRT 10 (JetPack 6), TensorRT for RTX, OpenVINO and ONNX Runtime alike."""
+INPUT, OUTPUT = "frames", "restored"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnnxReport:
+    """A written ONNX file and how far ONNX Runtime is from torch on it."""
+
+    path: Path
+    sha256: str
+    opset: int
+    parity: ParityInfo
+
+
+class Uint8Restorer(nn.Module):
+    """A restorer with the engine's border: uint8 (B, S, S, 3) RGB in and out.
+
+    TensorRT takes uint8 only at the border, so the casts come first and last, outside of the transposes.
+    The border computes in fp32; the network inside in the dtype of its own weights.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.dtype = next(model.parameters()).dtype
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Restore; rounds half to even, as ONNX does."""
+        image = frames.to(torch.float32).permute(0, 3, 1, 2) * (1 / 255)
+        restored: Tensor = self.model(image.to(self.dtype)).to(torch.float32)
+        return (restored * 255).round().clamp(0, 255).permute(0, 2, 3, 1).to(torch.uint8)
+
+
+@torch.inference_mode()
+def restore_frames(model: EdgeUNet, frames: NDArray[np.uint8], *, batch: int = 4) -> NDArray[np.uint8]:
+    """Run the restorer in torch: uint8 (N, S, S, 3) in and out. The reference every engine is held against."""
+    border = Uint8Restorer(model).eval()
+    parts = [border(torch.from_numpy(frames[i : i + batch])).numpy() for i in range(0, len(frames), batch)]
+    return np.concatenate(parts)
+
+
+def export_onnx(
+    model: EdgeUNet, path: Path, *, side: int, faces: NDArray[np.uint8], half: bool = False
+) -> OnnxReport:
+    """Write `model` (fp32, eval mode) for side x side faces, batch dynamic; fp16 inside when `half`.
+
+    faces: uint8 (N, side, side, 3) on which the file is run and compared with torch.
+    Raises ShapeError for a side the network does not take, BuildError when the exporter fails or the graph is
+    not what the engines need.
+    """
+    model.input_spec.check(side, side)
+    proto = _trace(model, side=side, half=half)
+    check_border(proto)
+    with atomic_file(path) as beside:
+        onnx.save(proto, beside)
+    with open_engine_file(path, backend="onnxruntime", device="cpu") as engine:
+        parity = compare_frames(run_batches(engine, faces), restore_frames(model, faces))
+    return OnnxReport(path=path, sha256=sha256_file(path), opset=OPSET, parity=parity)
+
+
+def check_border(proto: Any) -> None:
+    """Check an ONNX model of ours: valid, Cast first and last, batch the only dynamic axis.
+
+    proto: onnx.ModelProto. Raises BuildError saying which of it does not hold.
+    """
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as exc:
+        msg = f"The exported ONNX is not valid: {exc}"
+        raise BuildError(msg) from exc
+    graph = proto.graph
+    ends = (_op_reading(graph, graph.input[0].name), _op_writing(graph, graph.output[0].name))
+    if ends != ("Cast", "Cast"):
+        msg = f"The exported ONNX must begin and end with Cast; it begins with {ends[0]} and ends with {ends[1]}."
+        raise BuildError(msg)
+    for value in (graph.input[0], graph.output[0]):
+        dims = value.type.tensor_type.shape.dim
+        fixed = [d.dim_value for d in dims]
+        if (
+            len(dims) != 4
+            or fixed[0]
+            or not all(fixed[1:])
+            or value.type.tensor_type.elem_type != onnx.TensorProto.UINT8
+        ):
+            msg = f"The exported ONNX must be uint8 (batch, S, S, 3) at {value.name}; it has {fixed}."
+            raise BuildError(msg)
+
+
+def _op_reading(graph: Any, name: str) -> str:
+    """The operator that reads a tensor, "several" when more than one does."""
+    ops = [node.op_type for node in graph.node if name in node.input]
+    return ops[0] if len(ops) == 1 else "several"
+
+
+def _op_writing(graph: Any, name: str) -> str:
+    return next((node.op_type for node in graph.node if name in node.output), "nothing")
+
+
+def _trace(model: EdgeUNet, *, side: int, half: bool) -> Any:
+    network = model
+    if half:
+        network = EdgeUNet(model.config)
+        network.load_state_dict(model.state_dict())
+        network = network.half()
+    example = torch.zeros(2, side, side, 3, dtype=torch.uint8)
+    with _quiet_exporter():
+        try:
+            program = torch.onnx.export(
+                Uint8Restorer(network).eval(),
+                (example,),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_shapes={"frames": {0: torch.export.Dim("batch", min=1)}},
+                external_data=False,
+                verbose=False,
+            )
+        except (torch.onnx.OnnxExporterError, RuntimeError) as exc:
+            msg = f"torch.onnx could not export the restorer at side {side}: {exc}"
+            raise BuildError(msg) from exc
+    if program is None:
+        msg = "torch.onnx returned no program."
+        raise BuildError(msg)
+    return _without_traces(program.model_proto)
+
+
+def _without_traces(proto: Any) -> Any:
+    """Drop the per-node stack traces: they carry file paths of the exporting machine."""
+    for item in (
+        proto.graph,
+        *proto.graph.node,
+        *proto.graph.value_info,
+        *proto.graph.input,
+        *proto.graph.output,
+    ):
+        item.ClearField("metadata_props")
+        item.ClearField("doc_string")
+    return proto
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """The exporter logs missing torchvision operators and trips over its own deprecations; neither concerns us."""
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning, message=".*LeafSpec.*")
+            yield
+    finally:
+        logger.setLevel(level)

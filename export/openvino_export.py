@@ -1,0 +1,50 @@
+"""ONNX to OpenVINO IR: fp32, fp16 weights, or INT8 through NNCF."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ufr_edge.calibration.ptq_openvino import NncfConfig, quantize_openvino
+from ufr_edge.errors import BuildError, CalibrationError
+from ufr_edge.optional import require
+
+
+def export_openvino(
+    source: Path,
+    target: Path,
+    *,
+    precision: str,
+    frames: NDArray[np.uint8] | None = None,
+    config: NncfConfig | None = None,
+) -> tuple[Path, Path]:
+    """Write an IR (`target` with suffix .xml, and the .bin beside it) from an ONNX file; return both paths.
+
+    precision: "fp32"; "fp16" and "bf16" (weights stored as fp16; in what the device computes is decided when it
+    is opened, from the manifest); "int8" (needs `frames`, uint8 (N, S, S, 3)).
+    Raises CalibrationError without frames for int8, BuildError when OpenVINO fails.
+    """
+    if precision == "int8" and frames is None:
+        msg = "An int8 engine needs calibration frames. Give --calibration FOLDER with aligned faces of the camera."
+        raise CalibrationError(msg)
+    ov = require("openvino", extra="openvino")
+    model = _read(ov, source)
+    if frames is not None and precision == "int8":
+        model = quantize_openvino(model, frames, config=config)
+    try:
+        ov.save_model(model, target, compress_to_fp16=precision in ("fp16", "bf16"))
+    except RuntimeError as exc:
+        msg = f"OpenVINO could not write {target}: {exc}"
+        raise BuildError(msg) from exc
+    return target, target.with_suffix(".bin")
+
+
+def _read(ov: Any, source: Path) -> Any:
+    try:
+        return ov.convert_model(source)
+    except RuntimeError as exc:
+        msg = f"OpenVINO could not convert {source}: {exc}"
+        raise BuildError(msg) from exc
