@@ -27,6 +27,12 @@ OnStep: TypeAlias = Callable[[int, int], None]
 """Told (calls done, calls in all) after each call of the prior."""
 
 
+def _need(ok: bool, name: str, value: object, allowed: str) -> None:
+    if not ok:
+        msg = f"Sampler setting {name} = {value!r} is out of range: {allowed}."
+        raise ConfigError(msg)
+
+
 @dataclass(frozen=True, kw_only=True)
 class SamplerConfig:
     """How targets are sampled; the defaults are the paper's for SwinIR.
@@ -288,9 +294,3 @@ def _counter(on_step: OnStep | None, done: int, total: int) -> Callable[[], None
             on_step(done, total)
 
     return told
-
-
-def _need(ok: bool, name: str, value: object, allowed: str) -> None:
-    if not ok:
-        msg = f"Sampler setting {name} = {value!r} is out of range: {allowed}."
-        raise ConfigError(msg)
