@@ -229,6 +229,19 @@ def test_the_rewritten_onnx_is_sound_and_differs_in_shapes_only(tmp_path: Path) 
     assert after.opset_import == before.opset_import
 
 
+def test_weights_listed_as_inputs_become_constants(tmp_path: Path) -> None:
+    import onnx
+
+    path = write_fixed_conv(tmp_path / "old.onnx")
+    model = onnx.load(str(path))
+    weight = onnx.helper.make_tensor_value_info("w", TensorProto.FLOAT, [2, 3, 1, 1])
+    model.graph.input.append(weight)
+    onnx.save(model, str(path))
+    after = onnx.load_model_from_string(with_input_shapes(path, {"x": (1, 3, None, None)}))
+    assert [value.name for value in after.graph.input] == ["x"]
+    assert [value.name for value in after.graph.initializer] == ["w"]
+
+
 @pytest.mark.parametrize(("dtype", "name"), [("FLOAT", "fp32"), ("FLOAT16", "fp16"), ("BFLOAT16", "bf16")])
 def test_the_precision_is_read_from_the_file(tmp_path: Path, dtype: str, name: str) -> None:
     from onnx import helper, save

@@ -13,7 +13,7 @@ from ufr_edge.errors import ConfigError, ModelFileError
 
 MODEL_GRAPH = 7
 GRAPH_NODE, GRAPH_INITIALIZER, GRAPH_INPUT, GRAPH_OUTPUT, GRAPH_VALUE_INFO = 1, 5, 11, 12, 13
-NODE_OP_TYPE, TENSOR_DATA_TYPE, VALUE_NAME, VALUE_TYPE = 4, 2, 1, 2
+NODE_OP_TYPE, TENSOR_DATA_TYPE, TENSOR_NAME, VALUE_NAME, VALUE_TYPE = 4, 2, 8, 1, 2
 TYPE_TENSOR, TENSOR_SHAPE, SHAPE_DIM, DIM_VALUE, DIM_PARAM = 1, 2, 1, 1, 2
 FLOAT16, BFLOAT16 = 10, 16
 QUANTIZED_OPS = {b"QuantizeLinear", b"DequantizeLinear", b"QLinearConv", b"ConvInteger"}
@@ -58,17 +58,21 @@ def with_input_shapes(path: Path, shapes: Mapping[str, Sequence[int | None]]) ->
     """Return the ONNX file with the inputs in `shapes` declared anew (None = any size).
 
     The outputs' sizes become free and the inner tensors' shapes are dropped: the runtime infers them.
+    Weights that old exporters list as inputs too are listed no more: engines fold only what is constant.
     Raises ConfigError for a name that is no input, ModelFileError when the file is no ONNX.
     """
     missing = set(shapes)
     outputs = 0
 
-    def edit_input(value: memoryview) -> bytes:
-        name = b"".join(bytes(part) for part in _messages(path, value, VALUE_NAME)).decode(errors="replace")
-        if name not in shapes:
+    def edit_input(value: memoryview, weights: set[bytes]) -> bytes | None:
+        name = _joined(path, value, VALUE_NAME)
+        if name in weights:
+            return None
+        text = name.decode(errors="replace")
+        if text not in shapes:
             return bytes(value)
-        missing.discard(name)
-        shape = _encode_shape(shapes[name])
+        missing.discard(text)
+        shape = _encode_shape(shapes[text])
         return _edit_shape(path, value, lambda _: shape)
 
     def edit_output(value: memoryview) -> bytes:
@@ -77,8 +81,9 @@ def with_input_shapes(path: Path, shapes: Mapping[str, Sequence[int | None]]) ->
         return _edit_shape(path, value, lambda shape: _free_shape(path, shape, f"out{outputs}"))
 
     def edit_graph(graph: memoryview) -> bytes:
-        edits = {GRAPH_INPUT: edit_input, GRAPH_OUTPUT: edit_output, GRAPH_VALUE_INFO: None}
-        return _edit(path, graph, edits)
+        weights = {_joined(path, tensor, TENSOR_NAME) for tensor in _messages(path, graph, GRAPH_INITIALIZER)}
+        edits: dict[int, Edit] = {GRAPH_OUTPUT: edit_output, GRAPH_VALUE_INFO: lambda _: None}
+        return _edit(path, graph, edits | {GRAPH_INPUT: lambda value: edit_input(value, weights)})
 
     edited = _edit(path, memoryview(path.read_bytes()), {MODEL_GRAPH: edit_graph})
     if missing:
@@ -87,17 +92,17 @@ def with_input_shapes(path: Path, shapes: Mapping[str, Sequence[int | None]]) ->
     return edited
 
 
-Edit = Callable[[memoryview], bytes] | None
+Edit = Callable[[memoryview], bytes | None]
 
 
 def _edit(path: Path, message: memoryview, edits: Mapping[int, Edit]) -> bytes:
-    """Rewrite the named fields of a message; an edit of None drops the field."""
+    """Rewrite the named fields of a message; an edit that returns None drops the field."""
     parts: list[bytes | memoryview] = []
     for field in _fields(path, message):
         if field.number not in edits:
             parts.append(field.raw)
-        elif (edit := edits[field.number]) is not None:
-            parts.append(_encode_bytes(field.number, edit(field.value)))
+        elif (edited := edits[field.number](field.value)) is not None:
+            parts.append(_encode_bytes(field.number, edited))
     return b"".join(parts)
 
 
@@ -137,6 +142,10 @@ def _encode_varint(value: int) -> bytes:
         value >>= 7
     out.append(value)
     return bytes(out)
+
+
+def _joined(path: Path, message: memoryview, number: int) -> bytes:
+    return b"".join(bytes(part) for part in _messages(path, message, number))
 
 
 def _messages(path: Path, message: memoryview, number: int) -> Iterator[memoryview]:
