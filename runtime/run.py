@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -206,15 +206,17 @@ def _write(run: _Run, writer: VideoWriter, item: SourceItem, total: int | None) 
     run.wrote(total)
 
 
-def _restored(run: _Run, items: Iterator[SourceItem]) -> Iterator[SourceItem]:
-    for item in items:
-        if isinstance(item, CopiedPacket):
-            yield item
-            continue
-        done = run.work(item.image, f"Frame {item.index}")
-        run.tally.saw(done.count)
-        native = None if done.touched is None else item.native
-        yield replace(item, image=done.image, native=native, touched=done.touched or ())
+def _restored(run: _Run, items: Generator[SourceItem, None, None]) -> Iterator[SourceItem]:
+    with closing(items):  # stops the reading thread when the engine fails
+        for item in items:
+            yield item if isinstance(item, CopiedPacket) else _restore_one(run, item)
+
+
+def _restore_one(run: _Run, item: SourceFrame) -> SourceFrame:
+    done = run.work(item.image, f"Frame {item.index}")
+    run.tally.saw(done.count)
+    native = None if done.touched is None else item.native
+    return replace(item, image=done.image, native=native, touched=done.touched or ())
 
 
 def _timed(items: Iterator[SourceItem], clock: StageClock) -> Iterator[SourceItem]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, final
 
 import av
 import numpy as np
@@ -26,6 +27,7 @@ EXACT = (
 """Conversion without swscale's shortcuts, which darken by one level in each round trip."""
 
 
+@final
 class VideoReader:
     """One video file. Frames come upright (display rotation applied), sound packets as they are."""
 
@@ -35,15 +37,10 @@ class VideoReader:
             msg = f"{path} does not exist or is no file. Check the path."
             raise InputFileError(msg)
         self._path = path
-        try:
-            self._container = av.open(str(path))
-        except (av.error.FFmpegError, OSError) as exc:
-            msg = f"{path} cannot be opened as a video ({_reason(exc)}). {_MEND}"
-            raise InputFileError(msg) from exc
-        if not self._container.streams.video:
-            self._container.close()
-            msg = f"{path} has no picture stream. Choose a video or picture file."
-            raise InputFileError(msg)
+        # Opened twice: seeking back after the first frame would lose sound before time 0.
+        with _open(path) as probe:
+            first = self._read_first(probe)
+        self._container = _open(path)
         self._stream = self._container.streams.video[0]
         self._stream.thread_type = "AUTO"
         if threads is not None:
@@ -51,8 +48,7 @@ class VideoReader:
         self.copied: dict[int, Any] = {s.index: s for s in self._container.streams.audio}
         self._decoded = 0
         self._end = Fraction(0)
-        self._first = self._read_first()
-        self.info = self._describe(self._first)
+        self.info = self._describe(first)
 
     def items(self) -> Iterator[SourceItem]:
         """Frames and sound packets in file order; see `VideoSource`. One pass per reader."""
@@ -69,6 +65,14 @@ class VideoReader:
     def close(self) -> None:
         """Close the file; twice is fine."""
         self._container.close()
+
+    def __enter__(self) -> VideoReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     def _demux(self) -> Iterator[Any]:
         """Decoded frames and `CopiedPacket`s. Third-party errors become InputFileError here."""
@@ -105,11 +109,13 @@ class VideoReader:
         # A time stamp must grow; a file that repeats one still gets every frame written.
         return int(native.pts) if last is None else max(int(native.pts), last + 1)
 
-    def _read_first(self) -> Any:
-        """Decode one frame to learn rotation and colours, then go back to the start."""
+    def _read_first(self, container: Any) -> Any:
+        """Decode one frame to learn rotation and colours."""
+        if not container.streams.video:
+            msg = f"{self._path} has no picture stream. Choose a video or picture file."
+            raise InputFileError(msg)
         try:
-            first = next(self._container.decode(self._stream), None)
-            self._container.seek(0)
+            first = next(container.decode(video=0), None)
         except av.error.FFmpegError as exc:
             msg = f"{self._path}: no frame can be decoded ({_reason(exc)}). {_MEND}"
             raise InputFileError(msg) from exc
@@ -162,6 +168,14 @@ class VideoReader:
         if self._container.duration and not self.copied:
             return Fraction(self._container.duration, av.time_base)
         return None
+
+
+def _open(path: Path) -> Any:
+    try:
+        return av.open(str(path))
+    except (av.error.FFmpegError, OSError) as exc:
+        msg = f"{path} cannot be opened as a video ({_reason(exc)}). {_MEND}"
+        raise InputFileError(msg) from exc
 
 
 def upright(image: Frame, rotation: int) -> Frame:
