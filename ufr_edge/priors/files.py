@@ -171,6 +171,8 @@ def _file_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as exc:
-        reason = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
+        # torch lists one misfit a line under a heading; the first tells enough.
+        lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
+        reason = " ".join(lines[:2])[:300] or type(exc).__name__
         msg = f"{folder} is damaged or holds another network ({reason}). Fetch or train it again."
         raise ModelFileError(msg) from exc
