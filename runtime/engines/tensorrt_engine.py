@@ -235,7 +235,9 @@ def _deserialize(trt: Any, path: Path, backend: str) -> tuple[Any, Any]:
         runtime = trt.Runtime(Logger())
         engine = runtime.deserialize_cuda_engine(path.read_bytes())
     if engine is None:
-        reason = complaints[0].split("(", 1)[-1][:200] if complaints else "no reason given"
+        reason = (
+            complaints[0].split("(", 1)[-1].split(" In ")[0].strip(" .")[:200] if complaints else "unknown"
+        )
         msg = (
             f"{backend} {trt.__version__} refuses {path}: {reason}. "
             "It was built by another version or for another GPU: export it again on this machine."
