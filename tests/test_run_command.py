@@ -1,0 +1,91 @@
+"""`ufr-edge run` with a real bundle on ONNX Runtime."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from clips import picture, read_clip, write_clip, write_picture
+from tiny_bundle import write_tiny_bundle
+
+from ufr_edge.cli import main
+from ufr_edge.runtime.images import read_image
+from ufr_edge.runtime.video.opening import builtin_picture
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny.ufr")
+
+
+def run(*arguments: str | Path) -> tuple[int, str]:
+    result = CliRunner().invoke(
+        main, ["run", "--threads", "1", "--engine-name", "ort-fp32", *map(str, arguments)]
+    )
+    return result.exit_code, result.output
+
+
+def test_prints_what_runs_and_the_time_of_each_stage(tmp_path: Path, bundle: Path) -> None:
+    source = write_picture(tmp_path / "in.png", builtin_picture())
+    code, output = run("-i", source, "-o", tmp_path / "out.png", "--engine", bundle)
+    assert code == 0, output
+    for word in (
+        "onnxruntime",
+        "CenterFace",
+        "decode",
+        "detect",
+        "warp",
+        "restore",
+        "paste",
+        "encode",
+        "p99",
+    ):
+        assert word in output
+    assert "1 frames in, 1 out, 1 faces" in output
+    assert (read_image(tmp_path / "out.png") != builtin_picture()).any()
+
+
+def test_video_with_json(tmp_path: Path, bundle: Path) -> None:
+    clip = write_clip(tmp_path / "in.mp4", 5)
+    code, output = run("-i", clip, "-o", tmp_path / "out.mp4", "--engine", bundle, "--json", "--crf", "10")
+    report = json.loads(output)
+    assert (
+        code == 0 and report["frames_in"] == report["frames_out"] == len(read_clip(tmp_path / "out.mp4")) == 5
+    )
+    assert report["engine"]["backend"] == "onnxruntime" and report["detector"]["device"]
+
+
+def test_aligned_with_full_fidelity_gives_the_input(tmp_path: Path, bundle: Path) -> None:
+    face = picture(2, size=(32, 32))
+    source = write_picture(tmp_path / "in.png", face)
+    code, output = run("-i", source, "-o", tmp_path / "out.png", "--engine", bundle, "--aligned", "-w", "1")
+    assert code == 0, output
+    np.testing.assert_array_equal(read_image(tmp_path / "out.png"), face)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("none.png", None, "does not exist"),
+        ("bad.png", b"hello", "no picture"),
+        ("bad.mp4", b"hello", "cannot be opened as a video"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_1(
+    tmp_path: Path, bundle: Path, name: str, content: bytes | None, words: str
+) -> None:
+    source = tmp_path / name
+    if content is not None:
+        source.write_bytes(content)
+    code, output = run("-i", source, "-o", tmp_path / f"out-{name}", "--engine", bundle, "--json")
+    assert code == 1
+    assert output.startswith("error: ") and output.count("\n") == 1 and words in output
+    assert not (tmp_path / f"out-{name}").exists()
+
+
+def test_wrong_usage_is_exit_code_2(tmp_path: Path, bundle: Path) -> None:
+    code, output = run("-i", "x.png", "-o", "y.png", "--engine", bundle, "-w", "3")
+    assert code == 2 and "-w" in output
