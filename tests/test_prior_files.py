@@ -52,6 +52,8 @@ def test_round_trip(tmp_path: Path, prediction: str, learn_variance: bool) -> No
     prior.save_pretrained(tmp_path)
     back = load_prior(tmp_path)
     assert torch.equal(outputs(back), outputs(prior))
+    written = json.loads((tmp_path / "scheduler" / "scheduler_config.json").read_text())
+    assert written["variance_type"] == ("learned_range" if learn_variance else "fixed_small")
     assert (back.prediction_type, back.side, back.factor) == (prediction, 32, 2)
     assert back.learns_variance == learn_variance
     assert not back.training
