@@ -82,3 +82,11 @@ def prior_feature_distance(features: PriorFeatures, a: Tensor, b: Tensor) -> Ten
 def _unit(maps: Tensor) -> Tensor:
     maps = maps.float()
     return maps * (maps.square().sum(1, keepdim=True) + 1e-10).rsqrt()
+
+
+def pooled_features(features: PriorFeatures, images: Tensor) -> Tensor:
+    """Return each image's features meaned over space, all levels joined: float32 (B, sum of channels).
+
+    `images`: RGB float (B, 3, H, W) in [0, 1]. For Fréchet distances on the prior's own features.
+    """
+    return torch.cat([level.float().mean((2, 3)) for level in features(images)], 1)

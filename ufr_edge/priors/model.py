@@ -6,6 +6,7 @@ noise, so everything the paper says in pixel space holds unchanged, at a fractio
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -22,11 +23,19 @@ class DiffusionPrior(nn.Module):
     `forward(x_t, t)`: x_t float (B, 3, S, S), t int64 (B,) base timesteps in [0, 1000);
     returns float (B, 3, S, S), or (B, 6, S, S) when the network also predicts the variance
     (channels 3-5, the interpolation s of paper.md eq. 2).
+
+    `prediction_type` is the scheduler's: "epsilon", or "v_prediction" (Salimans and Ho 2022:
+    v = sqrt(abar) eps - sqrt(1 - abar) x_0), which is turned into the noise here. A small network learns v
+    several times faster: at high noise it need not carry the noise through.
     """
 
-    def __init__(self, unet: UNet2DModel) -> None:
+    def __init__(self, unet: UNet2DModel, *, prediction_type: str = "epsilon") -> None:
         super().__init__()
+        if prediction_type not in ("epsilon", "v_prediction"):
+            msg = f"The prior's prediction type is {prediction_type!r}; epsilon and v_prediction are supported."
+            raise ModelFileError(msg)
         self.unet = unet
+        self.prediction_type = prediction_type
         self.factor = unshuffle_factor(int(unet.config["in_channels"]))
         self.side = int(unet.config["sample_size"]) * self.factor
         self.learns_variance = int(unet.config["out_channels"]) == 2 * int(unet.config["in_channels"])
@@ -36,22 +45,44 @@ class DiffusionPrior(nn.Module):
         if x_t.ndim != 4 or x_t.shape[1] != 3 or x_t.shape[2] % (8 * self.factor) or x_t.shape[3] % (8 * self.factor):
             msg = f"The prior takes (B, 3, H, W) with H and W multiples of {8 * self.factor}; got {tuple(x_t.shape)}."
             raise ShapeError(msg)
+        raw = self.predict(x_t, t)
+        if self.prediction_type == "epsilon":
+            return raw
+        abar = base_abar(x_t.device)[t][:, None, None, None]
+        eps = (1 - abar).sqrt() * x_t + abar.sqrt() * raw[:, :3]
+        return torch.cat([eps, raw[:, 3:]], 1)
+
+    def predict(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """Return what the network itself predicts (eps or v, then variance channels), shuffled back to pixels."""
         out = self.unet(F.pixel_unshuffle(x_t, self.factor), t).sample
         # Both halves (noise, variance) shuffle back on their own.
         return torch.cat([F.pixel_shuffle(part, self.factor) for part in out.split(self.unet.config["in_channels"], 1)], 1)
 
     def save_pretrained(self, folder: Path, *, half: bool = False) -> None:
         """Write `unet/` and `scheduler/` in diffusers' own layout; fp16 weights when `half`."""
-        scheduler = DDPMScheduler(num_train_timesteps=1000, beta_start=1e-4, beta_end=2e-2, beta_schedule="linear")
+        scheduler = DDPMScheduler(
+            num_train_timesteps=1000,
+            beta_start=1e-4,
+            beta_end=2e-2,
+            beta_schedule="linear",
+            prediction_type=self.prediction_type,
+            variance_type="learned_range" if self.learns_variance else "fixed_small",
+        )
         unet = UNet2DModel.from_config(self.unet.config)
         unet.load_state_dict(self.unet.state_dict())
         (unet.half() if half else unet).save_pretrained(folder / "unet")
         scheduler.save_pretrained(folder / "scheduler")
 
 
+def base_abar(device: torch.device) -> Tensor:
+    """abar of the base schedule (T0 = 1000, linear beta 1e-4 to 2e-2), float32 (1000,), computed in float64."""
+    betas = torch.linspace(1e-4, 2e-2, 1000, dtype=torch.float64)
+    return torch.cumprod(1 - betas, 0).float().to(device)
+
+
 def unshuffle_factor(in_channels: int) -> int:
     """Return f such that in_channels = 3 f^2. Raises ModelFileError when there is none."""
-    factor = round((in_channels / 3) ** 0.5)
+    factor = round(math.sqrt(in_channels / 3))
     if factor < 1 or 3 * factor * factor != in_channels:
         msg = f"A prior over pixel-unshuffled RGB needs 3 f^2 input channels; this one has {in_channels}."
         raise ModelFileError(msg)
@@ -65,6 +96,7 @@ def build_prior(
     channels: tuple[int, ...] = (64, 96, 160, 224),
     layers: int = 1,
     learn_variance: bool = False,
+    prediction_type: str = "v_prediction",
 ) -> DiffusionPrior:
     """Build an untrained prior: attention only at the lowest level, so that any multiple size runs."""
     n = len(channels)
@@ -79,4 +111,4 @@ def build_prior(
         attention_head_dim=32,
         norm_num_groups=32,
     )
-    return DiffusionPrior(unet)
+    return DiffusionPrior(unet, prediction_type=prediction_type)
