@@ -265,8 +265,10 @@ def _prepared(
 
 def _open_detector(engine: Restores, config: RunConfig) -> FaceDetector:
     # TensorRT needs a built engine per picture size; ONNX Runtime and OpenVINO take the file as it is.
-    backend = engine.info.backend if engine.info.backend == "openvino" else "onnxruntime"
-    return FaceDetector(config.detector, backend=backend, threads=config.threads)
+    if engine.info.backend != "openvino":
+        return FaceDetector(config.detector, threads=config.threads)
+    precision = "bf16" if engine.info.float_precision == "bf16" else None
+    return FaceDetector(config.detector, backend="openvino", precision=precision, threads=config.threads)
 
 
 def _face_work(pipeline: FacePipeline) -> Work:

@@ -75,6 +75,7 @@ class FaceDetector:
         *,
         backend: str = "onnxruntime",
         device: str = "auto",
+        precision: str | None = None,
         threads: int | None = None,
         cache_dir: Path | None = None,
     ) -> None:
@@ -84,6 +85,7 @@ class FaceDetector:
             net.centerface_file(),
             backend=backend,
             device=device,
+            precision=precision,
             threads=threads,
             cache_dir=cache_dir,
             input_shapes={net.INPUT: net.INPUT_SHAPE},
