@@ -37,7 +37,7 @@ COMMANDS: dict[str, CommandInfo] = {
     "degrade": CommandInfo("Make clean pictures bad with a named, seeded preset."),
     "demo": CommandInfo("The whole path on a synthetic camera: adapt, export, restore a clip.", "all"),
     "doctor": CommandInfo("Say what is installed, what works, and how to mend what does not."),
-    "eval": CommandInfo("Measure a restorer or an engine against clean faces.", "train"),
+    "eval": CommandInfo("Measure faces, or a restorer on them, against their clean versions.", "train"),
     "export": CommandInfo("Turn a trained restorer into a bundle of device engines.", "export"),
     "finetune": CommandInfo("Train a restorer on pairs of bad faces and targets.", "train"),
     "models": CommandInfo("List the shipped weights, show their cards and where they lie."),
