@@ -14,6 +14,7 @@ from export_helpers import SIDE, tiny_model
 
 from ufr_edge.calibration.compare import compare_frames, pattern_frames, run_batches
 from ufr_edge.calibration.ptq_onnx import QdqConfig, nodes_outside_convolutions, quantize_onnx
+from ufr_edge.calibration.ptq_openvino import NncfConfig
 from ufr_edge.errors import BuildError, CalibrationError, ConfigError, ShapeError
 from ufr_edge.export.onnx_export import OPSET, check_border, export_onnx, restore_frames
 from ufr_edge.export.openvino_export import export_openvino
@@ -233,6 +234,23 @@ def test_openvino_ir(base: Path, tmp_path: Path, precision: str, capfd: pytest.C
     assert found.psnr_db > (35 if precision == "int8" else 55)
     assert weights.is_file()
     assert capfd.readouterr().out == ""
+
+
+def test_openvino_int8_holds_the_brightest_frame(base: Path, tmp_path: Path) -> None:
+    """Ranges averaged over the images would clip the one bright face among dark ones."""
+    pytest.importorskip("openvino")
+    pytest.importorskip("nncf")
+    frames = np.concatenate([pattern_frames(9, SIDE, seed=3) // 8, pattern_frames(1, SIDE, seed=4)])
+    wanted = restore_frames(tiny_model(), frames[-1:])
+    found = {}
+    for mean in (False, True):
+        config = NncfConfig(mean_ranges=mean)
+        xml, _ = export_openvino(
+            base, tmp_path / f"{mean}.xml", precision="int8", frames=frames, config=config
+        )
+        with open_engine_file(xml, backend="openvino") as engine:
+            found[mean] = compare_frames(engine.infer(frames[-1:]), wanted).psnr_db
+    assert found[False] > found[True] + 1
 
 
 def test_openvino_int8_needs_frames(base: Path, tmp_path: Path) -> None:
