@@ -16,7 +16,7 @@ from ufr_edge.priors.model import DiffusionPrior, build_prior
 @pytest.fixture(scope="module")
 def prior() -> DiffusionPrior:
     torch.manual_seed(0)
-    return build_prior(side=64, factor=4, channels=(32, 64, 96))
+    return build_prior(side=64, factor=4, channels=(32, 64, 96), prediction_type="epsilon")
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def test_features_equal_the_unets_own_states(prior: DiffusionPrior) -> None:
 def test_the_features_are_a_copy(prior: DiffusionPrior) -> None:
     features = PriorFeatures(prior)
     before = features(sharp(1))[0]
-    other = build_prior(side=64, factor=4, channels=(32, 64, 96))
+    other = build_prior(side=64, factor=4, channels=(32, 64, 96), prediction_type="epsilon")
     features_state = {k: v.clone() for k, v in features.state_dict().items()}
     kept = prior.state_dict()
     saved = {k: v.clone() for k, v in kept.items()}

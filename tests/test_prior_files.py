@@ -45,7 +45,7 @@ def outputs(prior: DiffusionPrior) -> torch.Tensor:
     return result
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "wiener_residual"])
 @pytest.mark.parametrize("learn_variance", [False, True])
 def test_round_trip(tmp_path: Path, prediction: str, learn_variance: bool) -> None:
     prior = small(prediction_type=prediction, learn_variance=learn_variance)
@@ -63,8 +63,8 @@ def test_diffusers_itself_reads_what_we_write(folder: Path) -> None:
     unet = UNet2DModel.from_pretrained(folder, subfolder="unet", use_safetensors=True)
     scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
     ours = load_prior(folder)
-    assert torch.equal(outputs(DiffusionPrior(unet.eval(), prediction_type="v_prediction")), outputs(ours))
-    assert scheduler.config["prediction_type"] == "v_prediction"
+    assert torch.equal(outputs(DiffusionPrior(unet.eval(), prediction_type="wiener_residual")), outputs(ours))
+    assert scheduler.config["prediction_type"] == "wiener_residual"
     assert float(scheduler.alphas_cumprod[602]) == pytest.approx(0.024953, abs=1e-6)
 
 
@@ -77,7 +77,7 @@ def test_half_weights_are_widened(tmp_path: Path) -> None:
 
 
 def test_the_fp16_variant_of_diffusers_is_read(tmp_path: Path) -> None:
-    small().unet.half().save_pretrained(tmp_path, variant="fp16")
+    small(prediction_type="epsilon").unet.half().save_pretrained(tmp_path, variant="fp16")
     assert {p.dtype for p in load_prior(tmp_path).parameters()} == {torch.float32}
 
 
@@ -90,7 +90,7 @@ def test_a_bare_unet_predicts_epsilon(tmp_path: Path) -> None:
 
 
 def test_a_scheduler_beside_a_bare_unet_is_read(tmp_path: Path) -> None:
-    small().unet.save_pretrained(tmp_path)
+    small(prediction_type="v_prediction").unet.save_pretrained(tmp_path)
     DDPMScheduler(prediction_type="v_prediction", variance_type="fixed_large").save_pretrained(tmp_path)
     assert load_prior(tmp_path).prediction_type == "v_prediction"
 

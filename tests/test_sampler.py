@@ -35,7 +35,7 @@ SIDE = 32
 def prior() -> DiffusionPrior:
     """A small untrained network of the real kind."""
     torch.manual_seed(0)
-    return build_prior(side=SIDE, factor=2, channels=(32, 32, 32)).eval()
+    return build_prior(side=SIDE, factor=2, channels=(32, 32, 32), prediction_type="v_prediction").eval()
 
 
 def test_a_batch_equals_its_images_alone(prior: DiffusionPrior) -> None:
@@ -101,7 +101,7 @@ def test_bf16_stays_near_fp32_and_keeps_a_float32_state(prior: DiffusionPrior) -
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_matches_the_cpu(prior: DiffusionPrior) -> None:
     image = faces(2)
-    there = build_prior(side=SIDE, factor=2, channels=(32, 32, 32)).eval()
+    there = build_prior(side=SIDE, factor=2, channels=(32, 32, 32), prediction_type="v_prediction").eval()
     there.load_state_dict(prior.state_dict())
     there.cuda()
     on_gpu = sample_targets(there, image.cuda(), FAST, [1, 2])

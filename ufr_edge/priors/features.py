@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ufr_edge.errors import ConfigError, ShapeError
-from ufr_edge.priors.model import DiffusionPrior
+from ufr_edge.priors.model import DiffusionPrior, clean_input
 from ufr_edge.priors.schedule import BASE_STEPS, base_abar
 
 DEFAULT_TIMESTEP = 20
@@ -36,7 +36,8 @@ class PriorFeatures(nn.Module):
         unet = prior.unet
         self.timestep = timestep
         self.factor = prior.factor
-        self.scale = float(base_abar()[timestep]) ** 0.5
+        self.prediction_type = prior.prediction_type
+        self.abar = float(base_abar()[timestep])
         self.conv_in = copy.deepcopy(unet.conv_in).requires_grad_(False)
         self.down_blocks = copy.deepcopy(unet.down_blocks).requires_grad_(False)
         self.multiple_of = self.factor * 2 ** sum(
@@ -54,7 +55,9 @@ class PriorFeatures(nn.Module):
         if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] % m or images.shape[3] % m:
             msg = f"Features take (B, 3, H, W) with H and W multiples of {m}; got {tuple(images.shape)}."
             raise ShapeError(msg)
-        x = self.conv_in(F.pixel_unshuffle(self.scale * (2 * images - 1), self.factor))
+        x = self.conv_in(
+            clean_input(2 * images - 1, self.abar, factor=self.factor, prediction_type=self.prediction_type)
+        )
         emb = self.emb.expand(len(images), -1)
         maps = []
         for block in self.down_blocks:

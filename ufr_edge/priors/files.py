@@ -128,9 +128,9 @@ def _read_unet(folder: Path) -> UNet2DModel:
 
 
 def _check_outputs(prior: DiffusionPrior, folder: Path) -> None:
-    config = prior.unet.config
-    if config["out_channels"] not in (config["in_channels"], 2 * config["in_channels"]):
-        msg = f"{folder}: {config['out_channels']} output channels for {config['in_channels']} of input; need 1x or 2x."
+    outputs = prior.unet.config["out_channels"]
+    if outputs not in (prior.channels, 2 * prior.channels):
+        msg = f"{folder}: {outputs} output channels for {prior.channels} of one image; need 1x or 2x."
         raise ModelFileError(msg)
     if prior.unet.class_embedding is not None:
         msg = f"{folder} holds a class-conditional network; the prior must be unconditional."

@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ufr_edge.errors import ModelFileError, ShapeError
+from ufr_edge.priors.wiener import wiener_estimate
+
+PREDICTION_TYPES = ("epsilon", "v_prediction", "wiener_residual")
 
 
 class DiffusionPrior(nn.Module):
@@ -24,39 +27,61 @@ class DiffusionPrior(nn.Module):
     returns float (B, 3, S, S), or (B, 6, S, S) when the network also predicts the variance
     (channels 3-5, the interpolation s of paper.md eq. 2).
 
-    `prediction_type` is the scheduler's: "epsilon", or "v_prediction" (Salimans and Ho 2022:
-    v = sqrt(abar) eps - sqrt(1 - abar) x_0), which is turned into the noise here. A small network learns v
-    several times faster: at high noise it need not carry the noise through.
+    `prediction_type` is the scheduler's: "epsilon"; "v_prediction" (Salimans and Ho 2022:
+    v = sqrt(abar) eps - sqrt(1 - abar) x_0); or "wiener_residual", ours: the network sees x_t beside the linear
+    estimate of x_0 and predicts what is missing from that estimate's noise, at unit variance (see `wiener`).
+    All are turned into the noise here.
     """
 
     def __init__(self, unet: UNet2DModel, *, prediction_type: str = "epsilon") -> None:
         super().__init__()
-        if prediction_type not in ("epsilon", "v_prediction"):
-            msg = f"The prior's prediction type is {prediction_type!r}; epsilon and v_prediction are supported."
+        if prediction_type not in PREDICTION_TYPES:
+            msg = f"The prior's prediction type is {prediction_type!r}; supported are {', '.join(PREDICTION_TYPES)}."
             raise ModelFileError(msg)
         self.unet = unet
         self.prediction_type = prediction_type
-        self.factor = unshuffle_factor(int(unet.config["in_channels"]))
+        images_seen = 2 if prediction_type == "wiener_residual" else 1
+        self.channels = int(unet.config["in_channels"]) // images_seen
+        self.factor = unshuffle_factor(self.channels)
         self.side = int(unet.config["sample_size"]) * self.factor
-        self.learns_variance = int(unet.config["out_channels"]) == 2 * int(unet.config["in_channels"])
+        self.learns_variance = int(unet.config["out_channels"]) == 2 * self.channels
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
         """Return the noise estimate (and variance channels, where learned) for x_t at timesteps t."""
-        if x_t.ndim != 4 or x_t.shape[1] != 3 or x_t.shape[2] % (8 * self.factor) or x_t.shape[3] % (8 * self.factor):
-            msg = f"The prior takes (B, 3, H, W) with H and W multiples of {8 * self.factor}; got {tuple(x_t.shape)}."
-            raise ShapeError(msg)
-        raw = self.predict(x_t, t)
+        self._check(x_t)
         if self.prediction_type == "epsilon":
-            return raw
+            return self._network(x_t, t)
         abar = base_abar(x_t.device)[t][:, None, None, None]
-        eps = (1 - abar).sqrt() * x_t + abar.sqrt() * raw[:, :3]
+        if self.prediction_type == "v_prediction":
+            raw = self._network(x_t, t)
+            eps = (1 - abar).sqrt() * x_t + abar.sqrt() * raw[:, :3]
+            return torch.cat([eps, raw[:, 3:]], 1)
+        x_0, deviation = wiener_estimate(x_t, abar.flatten())
+        raw = self._network(torch.cat([x_t, x_0.to(x_t.dtype)], 1), t)
+        eps = (x_t - abar.sqrt() * x_0) / (1 - abar).sqrt() + deviation * raw[:, :3]
         return torch.cat([eps, raw[:, 3:]], 1)
 
-    def predict(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """Return what the network itself predicts (eps or v, then variance channels), shuffled back to pixels."""
-        out = self.unet(F.pixel_unshuffle(x_t, self.factor), t).sample
+    def training_error(self, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """Mean squared error of what the network predicts, for clean x_0 (B, 3, H, W) in [-1, 1], noise and timesteps."""
+        abar = base_abar(x_0.device)[t][:, None, None, None]
+        x_t = abar.sqrt() * x_0 + (1 - abar).sqrt() * eps
+        error: Tensor = (self(x_t, t)[:, :3].float() - eps).square().mean((1, 2, 3))
+        if self.prediction_type == "v_prediction":
+            error = error / abar.flatten()  # eps = sqrt(1 - abar) x_t + sqrt(abar) v
+        if self.prediction_type == "wiener_residual":
+            error = error / wiener_estimate(x_t, abar.flatten())[1].flatten() ** 2
+        return error.mean()
+
+    def _check(self, x_t: Tensor) -> None:
+        multiple = 8 * self.factor
+        if x_t.ndim != 4 or x_t.shape[1] != 3 or x_t.shape[2] % multiple or x_t.shape[3] % multiple:
+            msg = f"The prior takes (B, 3, H, W) with H and W multiples of {multiple}; got {tuple(x_t.shape)}."
+            raise ShapeError(msg)
+
+    def _network(self, seen: Tensor, t: Tensor) -> Tensor:
+        out = self.unet(F.pixel_unshuffle(seen, self.factor), t).sample
         # Both halves (noise, variance) shuffle back on their own.
-        return torch.cat([F.pixel_shuffle(part, self.factor) for part in out.split(self.unet.config["in_channels"], 1)], 1)
+        return torch.cat([F.pixel_shuffle(part, self.factor) for part in out.split(self.channels, 1)], 1)
 
     def save_pretrained(self, folder: Path, *, half: bool = False) -> None:
         """Write `unet/` and `scheduler/` in diffusers' own layout; fp16 weights when `half`."""
@@ -72,6 +97,12 @@ class DiffusionPrior(nn.Module):
         unet.load_state_dict(self.unet.state_dict())
         (unet.half() if half else unet).save_pretrained(folder / "unet")
         scheduler.save_pretrained(folder / "scheduler")
+
+
+def clean_input(image: Tensor, abar: float, *, factor: int, prediction_type: str) -> Tensor:
+    """What a prior's network sees of a clean image (B, 3, H, W) in [-1, 1] at a low noise level, unshuffled."""
+    seen = [abar**0.5 * image] if prediction_type != "wiener_residual" else [abar**0.5 * image, image]
+    return F.pixel_unshuffle(torch.cat(seen, 1), factor)
 
 
 def base_abar(device: torch.device) -> Tensor:
@@ -96,13 +127,13 @@ def build_prior(
     channels: tuple[int, ...] = (64, 96, 160, 224),
     layers: int = 1,
     learn_variance: bool = False,
-    prediction_type: str = "v_prediction",
+    prediction_type: str = "wiener_residual",
 ) -> DiffusionPrior:
     """Build an untrained prior: attention only at the lowest level, so that any multiple size runs."""
     n = len(channels)
     unet = UNet2DModel(
         sample_size=side // factor,
-        in_channels=3 * factor**2,
+        in_channels=3 * factor**2 * (2 if prediction_type == "wiener_residual" else 1),
         out_channels=3 * factor**2 * (2 if learn_variance else 1),
         layers_per_block=layers,
         block_out_channels=channels,
@@ -111,4 +142,7 @@ def build_prior(
         attention_head_dim=32,
         norm_num_groups=32,
     )
+    if prediction_type == "wiener_residual":
+        nn.init.zeros_(unet.conv_out.weight)  # untrained, it is the linear denoiser itself
+        nn.init.zeros_(unet.conv_out.bias)
     return DiffusionPrior(unet, prediction_type=prediction_type)

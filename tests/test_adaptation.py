@@ -1,0 +1,130 @@
+"""Targets, fine-tuning and the whole adaptation, on small stand-ins."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from training_fakes import SIDE, make_faces, save_small_prior, save_small_restorer, write_faces
+
+from ufr_edge.adaptation.adapt import AdaptConfig, adapt
+from ufr_edge.adaptation.evaluate import evaluate_faces
+from ufr_edge.adaptation.finetune import FinetuneConfig, finetune, load_pairs
+from ufr_edge.adaptation.restorer_task import LossWeights, RestorerTraining
+from ufr_edge.adaptation.targets import TargetsConfig, image_seed, make_targets, read_index
+from ufr_edge.degradations.presets import degrade
+from ufr_edge.errors import ConfigError, InputFileError
+from ufr_edge.priors.sampler import SamplerConfig
+from ufr_edge.restorers.files import load_restorer
+
+
+@pytest.fixture
+def camera(tmp_path: Path) -> Path:
+    clean = make_faces(10)
+    lq = np.stack([degrade(face, "classic-light", seed=i) for i, face in enumerate(clean)])
+    write_faces(tmp_path / "clean", clean)
+    return write_faces(tmp_path / "faces", lq)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> TargetsConfig:
+    return TargetsConfig(
+        restorer=save_small_restorer(tmp_path / "base.safetensors"),
+        prior=save_small_prior(tmp_path / "prior"),
+        sampler=SamplerConfig(start=20, hold_until=10, filter_n=8, fast_steps=3),
+        batch=4,
+    )
+
+
+def pixels(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.png"))}
+
+
+def test_targets_resume_and_do_not_depend_on_the_batch(camera: Path, config: TargetsConfig, tmp_path: Path) -> None:
+    whole = make_targets(camera, tmp_path / "a", config, show=False)
+    assert (whole.total, whole.reused) == (10, 0)
+    lines = (tmp_path / "a" / "index.jsonl").read_text().splitlines()
+    assert len(lines) == 10 and json.loads(lines[0])["seed"] == image_seed(0, "face_000.png")
+
+    make_targets(camera, tmp_path / "b", config, show=False)
+    for name in ("face_003.png", "face_007.png"):
+        (tmp_path / "b" / name).unlink()
+    resumed = make_targets(camera, tmp_path / "b", config, show=False)
+    assert resumed.reused == 8
+    assert pixels(tmp_path / "a") == pixels(tmp_path / "b")
+
+
+def test_targets_with_other_settings_are_refused(camera: Path, config: TargetsConfig, tmp_path: Path) -> None:
+    make_targets(camera, tmp_path / "t", config, show=False)
+    before = pixels(tmp_path / "t")
+    other = dataclasses.replace(config, seed=1)
+    with pytest.raises(ConfigError, match="--overwrite"):
+        make_targets(camera, tmp_path / "t", other, show=False)
+    assert pixels(tmp_path / "t") == before
+    make_targets(camera, tmp_path / "t", other, overwrite=True, show=False)
+    assert pixels(tmp_path / "t") != before
+    assert len(read_index(tmp_path / "t")) == 10
+
+
+def test_pairs_are_matched_by_name(camera: Path, tmp_path: Path) -> None:
+    pairs = load_pairs(camera, tmp_path / "clean", SIDE)
+    assert np.array_equal(pairs.truth, make_faces(10))
+    few = write_faces(tmp_path / "few", make_faces(3))
+    with pytest.raises(InputFileError, match="Only 3 faces"):
+        load_pairs(camera, few, SIDE)
+
+
+def test_finetune_moves_toward_its_targets(camera: Path, config: TargetsConfig, tmp_path: Path) -> None:
+    training = RestorerTraining(
+        steps=80, lr=2e-3, lr_end=1e-4, precision="fp32", losses=LossWeights(prior_features=0.1, adversarial=0.0)
+    )
+    settings = FinetuneConfig(restorer=config.restorer, prior=config.prior, batch=4, training=training)
+    path = finetune(camera, tmp_path / "clean", tmp_path / "run", settings, show=False)
+    pairs = load_pairs(camera, tmp_path / "clean", SIDE)
+    lq, goal = (torch.from_numpy(x).permute(0, 3, 1, 2) / 255 for x in (pairs.lq, pairs.truth))
+    with torch.no_grad():
+        before, after = ((load_restorer(p).model(lq) - goal).abs().mean() for p in (config.restorer, path))
+    assert after < 0.8 * before
+    assert load_restorer(path).meta["pairs"] == "10"
+
+
+def test_adapt_end_to_end(camera: Path, config: TargetsConfig, tmp_path: Path) -> None:
+    training = RestorerTraining(steps=3, precision="fp32", discriminator_features=8)
+    settings = AdaptConfig(targets=config, finetune=FinetuneConfig(batch=2, training=training), shown=2)
+    report = adapt(
+        camera,
+        tmp_path / "run",
+        settings,
+        real=tmp_path / "clean",
+        test_faces=camera,
+        truth=tmp_path / "clean",
+        show=False,
+    )
+    assert set(report.figures) == {"base", "adapted"}
+    assert report.figures["base"]["psnr_db"] != report.figures["adapted"]["psnr_db"]
+    page = report.report.read_text()
+    assert page.count("data:image/jpeg") == 2 and "data:image/png" in page and "psnr_db" in page
+    assert load_restorer(report.weights).arch == "edge-s"
+    for name in ("strip-training.jpg", "strip-held-out.jpg", "figures.json", "config.json"):
+        assert (tmp_path / "run" / name).exists()
+
+
+def test_adapt_without_truth_gives_no_reference_figures(camera: Path, config: TargetsConfig, tmp_path: Path) -> None:
+    losses = LossWeights(adversarial=0.0)
+    training = RestorerTraining(steps=2, precision="fp32", losses=losses)
+    settings = AdaptConfig(targets=config, finetune=FinetuneConfig(batch=2, training=training), shown=2)
+    report = adapt(camera, tmp_path / "run", settings, show=False)
+    assert "psnr_db" not in report.figures["adapted"]
+    assert {"noise_sigma", "input_consistency_db"} <= set(report.figures["adapted"])
+
+
+def test_evaluate_names_faces_that_do_not_pair(camera: Path, config: TargetsConfig, tmp_path: Path) -> None:
+    figures = evaluate_faces(camera, tmp_path / "clean", restorer=config.restorer, prior=config.prior)
+    assert set(figures) == {"input", "restored"} and figures["input"]["psnr_db"] > 10
+    (tmp_path / "clean" / "face_004.png").unlink()
+    with pytest.raises(InputFileError, match="face_004"):
+        evaluate_faces(camera, tmp_path / "clean", restorer=None, prior=None, side=SIDE)

@@ -1,0 +1,81 @@
+"""The U-Net discriminator with spectral normalisation (Real-ESRGAN's), and its training (paper.md section 6)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm
+
+from ufr_edge.adaptation.training import place
+
+
+class UNetDiscriminatorSN(nn.Module):
+    """Per-pixel real/fake logits: RGB float (B, 3, H, W) to (B, 1, H, W), H and W multiples of 8.
+
+    With 64 features it has the paper's 4,376,897 parameters; spectral norm on the 8 inner convolutions.
+    """
+
+    def __init__(self, features: int = 64) -> None:
+        super().__init__()
+        f = features
+        self.first = nn.Conv2d(3, f, 3, padding=1)
+        self.down = nn.ModuleList(_sn(f * 2**i, f * 2 ** (i + 1), 4, stride=2) for i in range(3))
+        self.up = nn.ModuleList(_sn(f * 2 ** (i + 1), f * 2**i, 3) for i in (2, 1, 0))
+        self.last = nn.ModuleList([_sn(f, f, 3), _sn(f, f, 3)])
+        self.logits = nn.Conv2d(f, 1, 3, padding=1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return logits, (B, 1, H, W)."""
+        skips = [F.leaky_relu(self.first(image), 0.2)]
+        for conv in self.down:
+            skips.append(F.leaky_relu(conv(skips[-1]), 0.2))
+        x = skips.pop()
+        for conv in self.up:
+            x = F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
+            x = F.leaky_relu(conv(x), 0.2) + skips.pop()
+        for conv in self.last:
+            x = F.leaky_relu(conv(x), 0.2)
+        out: Tensor = self.logits(x)
+        return out
+
+
+def _sn(inside: int, outside: int, kernel: int, *, stride: int = 1) -> nn.Module:
+    return spectral_norm(nn.Conv2d(inside, outside, kernel, stride=stride, padding=1, bias=False))
+
+
+class Adversary:
+    """A discriminator trained from scratch beside the restorer, one step for each of the restorer's."""
+
+    def __init__(self, *, features: int, lr: float, device: torch.device) -> None:
+        self.model = place(UNetDiscriminatorSN(features), device)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=lr, weight_decay=0.0)
+
+    def generator_loss(self, fake: Tensor) -> Tensor:
+        """BCE(D(fake), real). Its gradient reaches the image only, never D (paper.md section 13, statement 14)."""
+        self.model.requires_grad_(False)
+        logits = self.model(fake).float()
+        self.model.requires_grad_(True)
+        return F.binary_cross_entropy_with_logits(logits, torch.ones_like(logits))
+
+    def update(self, fake: Tensor, real: Tensor) -> float:
+        """One optimiser step of D on detached fakes and real faces; returns its loss."""
+        logits = self.model(torch.cat([real, fake.detach()])).float()
+        goal = torch.zeros_like(logits)
+        goal[: len(real)] = 1
+        loss = 2 * F.binary_cross_entropy_with_logits(logits, goal)  # BCE(real) + BCE(fake), weight 1 each
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        return float(loss.detach())
+
+    def state(self) -> dict[str, Any]:
+        """Return model and optimiser state."""
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Restore what `state` returned."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])

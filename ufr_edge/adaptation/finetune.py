@@ -1,0 +1,133 @@
+"""Stage 2 of the paper: fine-tune the restorer on (low-quality face, target) pairs (paper.md section 6)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ufr_edge.adaptation.faces import MINIMUM_FACES, FaceSet, load_faces
+from ufr_edge.adaptation.loop import LoopConfig, run_loop
+from ufr_edge.adaptation.pretrain import degrading_source, face_source
+from ufr_edge.adaptation.restorer_task import HeldOut, PairSource, RestorerTask, RestorerTraining
+from ufr_edge.adaptation.training import pick_device
+from ufr_edge.config import to_json
+from ufr_edge.errors import InputFileError
+from ufr_edge.files import sha256_file, write_json
+from ufr_edge.priors.features import PriorFeatures
+from ufr_edge.priors.files import load_prior
+from ufr_edge.restorers.files import WEIGHTS_NAME, load_restorer, save_restorer
+
+Images = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """`restorer` is what training starts from; `prior` gives the features of the perceptual term.
+
+    `flip`: mirror pairs at random (the paper does not). `replay`: share of each batch that is clean faces
+    of `real`, degraded by the classic pipeline, so that the old skill is kept (not in the paper).
+    """
+
+    restorer: str = "edge-m-256"
+    prior: str = "prior-256"
+    batch: int = 8
+    flip: bool = True
+    replay: float = 0.0
+    training: RestorerTraining = field(
+        default_factory=lambda: RestorerTraining(steps=2_000, lr=1e-4, lr_end=1e-5, discriminator_features=24)
+    )
+    loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=2_000))
+    seed: int = 0
+    device: str = "auto"
+
+
+def finetune(
+    faces: Path,
+    targets: Path,
+    out: Path,
+    config: FinetuneConfig,
+    *,
+    real: Path | None = None,
+    held_out: HeldOut | None = None,
+    show: bool = True,
+) -> Path:
+    """Fine-tune on pairs matched by stem and write `out`/weights.safetensors; returns its path.
+
+    `real`: a folder of unrelated clean faces, for the adversarial term and replay. Goes on from
+    `out`/checkpoint.pt. Raises InputFileError with fewer than 8 pairs, TrainingError on a NaN loss.
+    """
+    start = load_restorer(config.restorer)
+    pairs = load_pairs(faces, targets, start.side, show=show)
+    clean = load_faces(real, start.side, show=show) if real else None
+    device = pick_device(config.device)
+    torch.manual_seed(config.seed)  # the discriminator's initialisation
+    task = RestorerTask(
+        start.model,
+        config.training,
+        pairs=_mixed(pair_source(pairs, config), clean, config),
+        real=face_source(clean, config.batch, config.seed + 7) if clean else None,
+        features=_features(config, device),
+        held_out=held_out,
+        run=out,
+        device=device,
+    )
+    write_json(out / "config.json", to_json(config))
+    steps = run_loop(task, out, dataclasses.replace(config.loop, steps=config.training.steps), show=show)
+    path = out / WEIGHTS_NAME
+    meta = {"steps": str(steps), "parent_sha256": sha256_file(start.path), "pairs": str(len(pairs.lq))}
+    save_restorer(task.result, path, arch=start.arch, side=start.side, meta=meta)
+    return path
+
+
+def load_pairs(faces: Path, targets: Path, side: int, *, show: bool = False) -> HeldOut:
+    """Load (low-quality, target) pairs matched by file stem. Raises InputFileError with fewer than 8 of them."""
+    lq, goal = load_faces(faces, side, show=show), load_faces(targets, side, show=show, minimum=0)
+    by_stem = {Path(name).stem: i for i, name in enumerate(goal.names)}
+    matched = [(i, by_stem[Path(n).stem]) for i, n in enumerate(lq.names) if Path(n).stem in by_stem]
+    if len(matched) < MINIMUM_FACES:
+        msg = (
+            f"Only {len(matched)} faces of {faces} have a target of the same name in {targets}; "
+            f"at least {MINIMUM_FACES} are needed. Run: ufr-edge targets -i {faces} -o {targets}"
+        )
+        raise InputFileError(msg)
+    return HeldOut(lq=lq.images[[i for i, _ in matched]], truth=goal.images[[j for _, j in matched]])
+
+
+def pair_source(pairs: HeldOut, config: FinetuneConfig) -> PairSource:
+    """Return step -> (low-quality, target), drawn without repeats inside a batch, fixed by (seed, step)."""
+
+    def draw(step: int) -> tuple[Images, Images]:
+        rng = np.random.default_rng((config.seed, step))
+        index = rng.choice(len(pairs.lq), config.batch, replace=len(pairs.lq) < config.batch)
+        lq, goal = pairs.lq[index], pairs.truth[index]
+        flip = (rng.random(config.batch) < 0.5) & config.flip
+        lq[flip], goal[flip] = lq[flip, :, ::-1], goal[flip, :, ::-1]
+        return lq, goal
+
+    return draw
+
+
+def _mixed(draw: PairSource, clean: FaceSet | None, config: FinetuneConfig) -> PairSource:
+    count = round(config.replay * config.batch)
+    if count == 0 or clean is None:
+        return draw
+    old: Callable[[int], tuple[Images, Images]] = degrading_source(clean, "classic", count, config.seed + 13)
+
+    def both(step: int) -> tuple[Images, Images]:
+        new_pairs, old_pairs = draw(step), old(step)
+        lq, goal = (np.concatenate([n[:-count], o]) for n, o in zip(new_pairs, old_pairs, strict=True))
+        return lq, goal
+
+    return both
+
+
+def _features(config: FinetuneConfig, device: torch.device) -> PriorFeatures | None:
+    if config.training.losses.prior_features <= 0:
+        return None
+    return PriorFeatures(load_prior(config.prior).to(device))

@@ -1,0 +1,92 @@
+"""The one training loop: steps, log, held-out figures, checkpoints, resume, Ctrl-C."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from ufr_edge.adaptation.training import (
+    CHECKPOINT,
+    append_log,
+    deferred_interrupt,
+    load_checkpoint,
+    save_checkpoint,
+)
+from ufr_edge.errors import ConfigError
+from ufr_edge.progress import progress_bar
+
+
+class Task(Protocol):
+    """What is trained. Steps are numbered from 0; a step depends only on the state and its number."""
+
+    kind: str
+
+    def step(self, step: int) -> dict[str, float]:
+        """Do optimiser step `step`; return its losses."""
+        ...
+
+    def evaluate(self, step: int) -> dict[str, float]:
+        """Return held-out figures after `step` steps (and draw a sample strip)."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Return everything needed to go on, as tensors and plain values."""
+        ...
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Restore what `state` returned."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """How long and how often: `steps` in all, held-out figures and checkpoints every so many steps."""
+
+    steps: int
+    evaluate_every: int = 500
+    save_every: int = 250
+    log_every: int = 10
+    minutes: float | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError when a count is not positive."""
+        if min(self.steps, self.evaluate_every, self.save_every, self.log_every) < 1:
+            msg = "steps, evaluate_every, save_every and log_every must be at least 1."
+            raise ConfigError(msg)
+
+
+def run_loop(task: Task, run: Path, config: LoopConfig, *, show: bool = True) -> int:
+    """Train `task` in the folder `run`, going on from its checkpoint when there is one. Returns the steps done.
+
+    Ctrl-C (or SIGTERM) ends after the step in hand: state is saved, then KeyboardInterrupt is raised.
+    Raises TrainingError on a NaN loss, ModelFileError for a checkpoint of another kind.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    saved = load_checkpoint(run / CHECKPOINT, kind=task.kind)
+    step = 0
+    if saved is not None:
+        task.load(saved["task"])
+        step = int(saved["step"])
+    deadline = time.monotonic() + config.minutes * 60 if config.minutes else float("inf")
+    with progress_bar(task.kind, config.steps, done=step, show=show) as advance, deferred_interrupt() as asked:
+        while step < config.steps and not asked and time.monotonic() < deadline:
+            losses = task.step(step)
+            step += 1
+            if step % config.log_every == 0 or step == 1:
+                append_log(run, {"step": step, **losses})
+                advance(0, note=" ".join(f"{k} {v:.4g}" for k, v in losses.items()))
+            if step % config.evaluate_every == 0 or step == config.steps:
+                append_log(run, {"step": step, **task.evaluate(step)})
+            if step % config.save_every == 0:
+                _save(task, run, step)
+            advance(1)
+    _save(task, run, step)
+    if asked:
+        raise KeyboardInterrupt
+    return step
+
+
+def _save(task: Task, run: Path, step: int) -> None:
+    save_checkpoint(run / CHECKPOINT, {"kind": task.kind, "step": step, "task": task.state()})

@@ -1,0 +1,132 @@
+"""Training a diffusion prior on clean faces (epsilon or v target, the levels the method visits weighted most)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from ufr_edge.adaptation.pictures import save_picture, strip
+from ufr_edge.adaptation.restorer_task import ImageSource
+from ufr_edge.adaptation.training import Ema, autocast, check_loss, cosine, place, to_tensor, to_uint8
+from ufr_edge.priors.model import DiffusionPrior, base_abar
+
+EVALUATED_TIMESTEPS = (20, 60, 120, 240, 400, 600)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorTraining:
+    """AdamW, cosine from `lr` to `lr_end`, EMA.
+
+    Timesteps: uniform below `visited` (what the method visits), of which a `low_share` is drawn below `low`
+    instead (what a light touch visits), and a `beyond` share between `visited` and `highest`.
+    """
+
+    steps: int
+    lr: float = 4e-4
+    lr_end: float = 5e-5
+    warmup: int = 200
+    ema: float = 0.999
+    precision: str = "bf16"
+    clip_norm: float = 1.0
+    visited: int = 620
+    highest: int = 700
+    beyond: float = 0.05
+    low_share: float = 0.35
+    low: int = 260
+    seed: int = 0
+
+
+class PriorTask:
+    """One prior and its optimiser (see `loop.Task`)."""
+
+    kind = "prior"
+
+    def __init__(
+        self,
+        prior: DiffusionPrior,
+        average: DiffusionPrior,
+        config: PriorTraining,
+        *,
+        faces: ImageSource,
+        held_out: NDArray[np.uint8],
+        run: Path,
+        device: torch.device,
+    ) -> None:
+        self.prior = place(prior, device).train()
+        self.ema = Ema(self.prior, average.to(device), config.ema)
+        self.config, self.faces, self.run, self.device = config, faces, run, device
+        self.held_out = to_tensor(held_out, device) * 2 - 1
+        self.abar = base_abar(device)
+        self.optimizer = torch.optim.AdamW(prior.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0)
+
+    @property
+    def result(self) -> DiffusionPrior:
+        """The averaged prior."""
+        return self.ema.module  # type: ignore[return-value]
+
+    def step(self, step: int) -> dict[str, float]:
+        """One optimiser step; noise and timesteps depend on the seed and the step only."""
+        config = self.config
+        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+        x_0 = to_tensor(self.faces(step), self.device) * 2 - 1
+        t = self._draw_timesteps(len(x_0), generator).to(self.device)
+        eps = torch.randn(x_0.shape, generator=generator).to(self.device)
+        for group in self.optimizer.param_groups:
+            group["lr"] = cosine(step, config.steps, config.lr, config.lr_end, warmup=config.warmup)
+        with autocast(self.device, config.precision):
+            loss = self.prior.training_error(x_0, eps, t)
+        value = check_loss(loss, step, self.run)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.prior.parameters(), config.clip_norm)
+        self.optimizer.step()
+        self.ema.update(step)
+        return {"loss": value}
+
+    def _draw_timesteps(self, count: int, generator: torch.Generator) -> Tensor:
+        config = self.config
+        visited = torch.randint(0, config.visited, (count,), generator=generator)
+        beyond = torch.randint(config.visited, config.highest, (count,), generator=generator)
+        low = torch.randint(0, config.low, (count,), generator=generator)
+        u = torch.rand(count, generator=generator)
+        inside = torch.where(u < config.beyond + config.low_share, low, visited)
+        return torch.where(u < config.beyond, beyond, inside)
+
+    @torch.no_grad()
+    def evaluate(self, step: int) -> dict[str, float]:
+        """Held-out epsilon loss at fixed noise levels (`eps_20` .. `eps_600`), and a one-step denoising strip."""
+        generator = torch.Generator().manual_seed(0)
+        figures = {}
+        columns = {"clean": to_uint8((self.held_out[:4] + 1) / 2)}
+        for t in EVALUATED_TIMESTEPS:
+            eps = torch.randn(self.held_out.shape, generator=generator).to(self.device)
+            a = self.abar[t]
+            x_t = a.sqrt() * self.held_out + (1 - a).sqrt() * eps
+            with autocast(self.device, self.config.precision):
+                predicted = self.result(x_t, torch.full((len(x_t),), t, device=self.device))[:, :3].float()
+            figures[f"eps_{t}"] = float(F.mse_loss(predicted, eps))
+            x_0 = (x_t - (1 - a).sqrt() * predicted) / a.sqrt()
+            columns[f"x0 from t={t}"] = to_uint8((x_0[:4] + 1) / 2)
+        save_picture(self.run / "strips" / f"step-{step:07d}.jpg", strip(columns))
+        return figures
+
+    def state(self) -> dict[str, Any]:
+        """Everything needed to go on."""
+        return {
+            "prior": self.prior.state_dict(),
+            "ema": self.ema.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Restore what `state` returned."""
+        self.prior.load_state_dict(state["prior"])
+        self.ema.module.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])

@@ -1,0 +1,140 @@
+"""Stage 1 of the paper: pseudo targets for low-quality faces (paper.md section 2)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ufr_edge.adaptation.faces import FaceSet, load_faces
+from ufr_edge.adaptation.pictures import save_picture
+from ufr_edge.adaptation.restorer_task import restore_batch
+from ufr_edge.adaptation.training import pick_device, to_tensor, to_uint8
+from ufr_edge.config import to_json
+from ufr_edge.errors import ConfigError
+from ufr_edge.files import read_json, sha256_file, write_json
+from ufr_edge.priors.files import load_prior
+from ufr_edge.priors.model import DiffusionPrior
+from ufr_edge.priors.sampler import SamplerConfig, sample_targets
+from ufr_edge.progress import progress_bar
+from ufr_edge.restorers.edge import EdgeUNet
+from ufr_edge.restorers.files import load_restorer
+
+INDEX = "index.jsonl"
+CONFIG = "config.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetsConfig:
+    """Who restores, who samples, and how. `sampler` names the steps; every image gets its own seed from `seed`."""
+
+    restorer: str = "edge-m-256"
+    prior: str = "prior-256"
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    batch: int = 8
+    seed: int = 0
+    device: str = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetsReport:
+    """What `make_targets` did: how many targets lie in `folder`, how many were there before, which faces were skipped."""
+
+    folder: Path
+    total: int
+    reused: int
+    skipped: tuple[tuple[str, str], ...]
+
+
+def image_seed(seed: int, name: str) -> int:
+    """Return the seed of one image: it depends on its name, not on the order or the number of processes."""
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return int.from_bytes(digest[:6], "big")
+
+
+def target_name(name: str) -> str:
+    """Return the file name of a face's target: the same stem, PNG."""
+    return Path(name).stem + ".png"
+
+
+def sample_batch(
+    prior: DiffusionPrior, restored: NDArray[np.uint8], config: SamplerConfig, seeds: Sequence[int], device: torch.device
+) -> NDArray[np.uint8]:
+    """Targets, uint8 (B, S, S, 3), for 8-bit restorer outputs of the same shape. The low-quality input plays no part."""
+    return to_uint8(sample_targets(prior, to_tensor(restored, device), config, seeds))
+
+
+def make_targets(
+    faces: Path, out: Path, config: TargetsConfig, *, overwrite: bool = False, show: bool = True
+) -> TargetsReport:
+    """Write one PNG target per face of `faces` into `out`, with provenance in `out`/index.jsonl.
+
+    Goes on where an earlier call with the same config stopped. Raises ConfigError when `out` holds targets
+    of another config (give `overwrite`), InputFileError with fewer than 8 good faces.
+    """
+    device = pick_device(config.device)
+    restorer, prior = load_restorer(config.restorer), load_prior(config.prior).to(device).eval()
+    found = load_faces(faces, restorer.side, show=show)
+    done = _prepare(out, {**to_json(config), "restorer_sha256": sha256_file(restorer.path)}, overwrite=overwrite)
+    wanted = [i for i, name in enumerate(found.names) if name not in done]
+    model = restorer.model.to(device)
+    with progress_bar("targets", len(found), done=len(found) - len(wanted), show=show) as advance:
+        for start in range(0, len(wanted), config.batch):
+            chosen = wanted[start : start + config.batch]
+            _one_batch(found.subset(chosen), model, prior, out, config, device)
+            advance(len(chosen))
+    return TargetsReport(
+        folder=out, total=len(found), reused=len(found) - len(wanted), skipped=found.skipped
+    )
+
+
+def read_index(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the provenance of each target by the name of its face; a torn last line is left out."""
+    entries: dict[str, dict[str, Any]] = {}
+    path = folder / INDEX
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if (folder / entry["target"]).exists():
+            entries[entry["face"]] = entry
+    return entries
+
+
+def _prepare(out: Path, config: dict[str, Any], *, overwrite: bool) -> set[str]:
+    path = out / CONFIG
+    if path.exists() and read_json(path) != json.loads(json.dumps(config)):
+        if not overwrite:
+            msg = f"{out} holds targets made with other settings. Give --overwrite, or choose another folder."
+            raise ConfigError(msg)
+        (out / INDEX).unlink(missing_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(path, config)
+    return set(read_index(out))
+
+
+def _one_batch(
+    faces: FaceSet, model: EdgeUNet, prior: DiffusionPrior, out: Path, config: TargetsConfig, device: torch.device
+) -> None:
+    restored = restore_batch(model, faces.images, device, batch=config.batch)
+    seeds = [image_seed(config.seed, name) for name in faces.names]
+    targets = sample_batch(prior, restored, config.sampler, seeds, device)
+    with (out / INDEX).open("a", encoding="utf-8") as index:
+        for name, seed, face, target in zip(faces.names, seeds, faces.images, targets, strict=True):
+            save_picture(out / target_name(name), target)
+            entry = {
+                "face": name,
+                "target": target_name(name),
+                "seed": seed,
+                "face_sha256": hashlib.sha256(face.tobytes()).hexdigest(),
+                "target_sha256": hashlib.sha256(target.tobytes()).hexdigest(),
+            }
+            index.write(json.dumps(entry) + "\n")

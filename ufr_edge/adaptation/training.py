@@ -1,0 +1,160 @@
+"""What every training loop here shares: device and precision, EMA, checkpoints, the log, Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ufr_edge.errors import ConfigError, ModelFileError, TrainingError
+from ufr_edge.files import atomic_file
+
+M = TypeVar("M", bound=nn.Module)
+CHECKPOINT = "checkpoint.pt"
+LOG = "log.jsonl"
+
+
+def pick_device(wanted: str = "auto") -> torch.device:
+    """Return the device asked for; "auto" is CUDA when there is one. Raises ConfigError when it is not there."""
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(wanted)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        msg = "There is no CUDA device here (torch.cuda.is_available() is False). Use --device cpu."
+        raise ConfigError(msg)
+    return device
+
+
+def place(module: M, device: torch.device) -> M:
+    """Move a module to the device, channels-last in memory (convolutions run faster so)."""
+    return module.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Return the autocast context for "fp32" (off) or "bf16"."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def to_tensor(images: NDArray[np.uint8], device: torch.device) -> Tensor:
+    """uint8 (B, S, S, 3) in [0, 255] to float32 (B, 3, S, S) in [0, 1], channels-last in memory."""
+    tensor = torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2)
+    return (tensor.float() / 255).contiguous(memory_format=torch.channels_last)
+
+
+def to_uint8(images: Tensor) -> NDArray[np.uint8]:
+    """Float (B, 3, S, S) in [0, 1] to uint8 (B, S, S, 3), clamped and rounded."""
+    array = images.detach().clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    return np.ascontiguousarray(array)
+
+
+def cosine(step: int, total: int, start: float, end: float, *, warmup: int = 0) -> float:
+    """Cosine from `start` to `end` over `total` steps, after a linear warm-up."""
+    ramp = min(1.0, (step + 1) / warmup) if warmup else 1.0
+    return ramp * (end + (start - end) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, total)))))
+
+
+class Ema:
+    """Exponential moving average of a module's parameters, warmed up so that early steps do not weigh."""
+
+    def __init__(self, source: nn.Module, target: nn.Module, decay: float) -> None:
+        target.load_state_dict(source.state_dict())
+        self.source, self.module, self.decay = source, target.eval().requires_grad_(False), decay
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Move the average toward the source after optimiser step `step` (from 0)."""
+        decay = min(self.decay, (step + 1) / (step + 10))
+        torch._foreach_lerp_(list(self.module.parameters()), list(self.source.parameters()), 1 - decay)
+
+
+def check_loss(loss: Tensor, step: int, run: Path) -> float:
+    """Return the loss as a float. Raises TrainingError when it is not finite."""
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        msg = (
+            f"The loss is {value} at step {step}. The last good checkpoint is kept in {run / CHECKPOINT}; "
+            "lower the learning rate (--lr) and run the command again."
+        )
+        raise TrainingError(msg)
+    return value
+
+
+def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a checkpoint atomically."""
+    with atomic_file(path) as beside:
+        torch.save(dict(state), beside)
+
+
+def load_checkpoint(path: Path, *, kind: str) -> dict[str, Any] | None:
+    """Read a checkpoint written by `save_checkpoint` (weights-only), or None when there is none.
+
+    Raises ModelFileError when it is damaged or of another kind of training.
+    """
+    if not path.exists():
+        return None
+    try:
+        state = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as exc:  # border: torch raises many kinds for a damaged file
+        msg = f"{path} is damaged ({type(exc).__name__}). Remove it to start over, or give --init from other weights."
+        raise ModelFileError(msg) from exc
+    if not isinstance(state, dict) or state.get("kind") != kind:
+        msg = f"{path} is no checkpoint of {kind}. Choose another output folder."
+        raise ModelFileError(msg)
+    return state
+
+
+def append_log(run: Path, entry: Mapping[str, Any]) -> None:
+    """Append one JSON line to the run's log."""
+    with (run / LOG).open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"time": round(time.time(), 1), **entry}) + "\n")
+
+
+def read_log(run: Path) -> list[dict[str, Any]]:
+    """Return the log's entries; a torn last line (power cut) is left out."""
+    path = run / LOG
+    entries: list[dict[str, Any]] = []
+    if not path.exists():
+        return entries
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            entries.append(json.loads(line))
+        except ValueError:
+            continue
+    return entries
+
+
+@contextmanager
+def deferred_interrupt() -> Iterator[list[int]]:
+    """Collect SIGINT/SIGTERM in the yielded list instead of raising, so that a step is never cut in half.
+
+    The loop looks at the list after each step, saves, and calls `stop_if_asked`. Outside the main thread
+    signals are left alone.
+    """
+    asked: list[int] = []
+
+    def note(signum: int, _: FrameType | None) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(signum)
+
+    try:
+        old = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:
+        yield asked
+        return
+    try:
+        yield asked
+    finally:
+        for signum, handler in old.items():
+            signal.signal(signum, handler)

@@ -1,0 +1,72 @@
+"""`ufr-edge adapt`: targets, fine-tuning, evaluation and report in one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ufr_edge.cli.finetune import finetune_values
+from ufr_edge.cli.options import (
+    FOLDER,
+    common_options,
+    override,
+    read_config,
+    sampler_from,
+    sampler_options,
+    training_options,
+)
+
+
+@click.command("adapt")
+@click.option("-i", "--input", "faces", required=True, type=FOLDER, help="Aligned low-quality faces of one camera.")
+@click.option("-o", "--output", "out", required=True, type=FOLDER, help="Run folder.")
+@click.option("--real", type=FOLDER, help="Unrelated clean faces, for the adversarial term.")
+@click.option("--test", "test_faces", type=FOLDER, help="Faces of the camera to measure on, kept out of training.")
+@click.option("--truth", type=FOLDER, help="Clean versions of --test, matched by name, if they are known.")
+@click.option("--restorer", help="Shipped name, run folder or .safetensors. [default: edge-m-256]")
+@click.option("--prior", help="Shipped name, diffusers folder or hub id. [default: prior-256]")
+@sampler_options
+@click.option("--w-l1", type=float, help="Weight of L1. [default: 1.0]")
+@click.option("--w-features", type=float, help="Weight of the prior-feature distance. [default: 0.4]")
+@click.option("--w-adversarial", type=float, help="Weight of the adversarial term. [default: 0.1; 0 without --real]")
+@click.option("--replay", type=float, help="Share of old (classic) pairs in each batch, from --real. [default: 0]")
+@training_options
+@click.option("--overwrite", is_flag=True, help="Replace targets made with other settings.")
+@common_options
+def command(
+    faces: Path,
+    out: Path,
+    real: Path | None,
+    test_faces: Path | None,
+    truth: Path | None,
+    overwrite: bool,
+    no_progress: bool,
+    config_file: Path | None,
+    **given: Any,
+) -> None:
+    """Adapt a restorer to the low-quality faces of one camera, without ground truth.
+
+    Writes targets/, weights.safetensors, figures.json and report.html; goes on where an earlier call stopped.
+    """
+    from ufr_edge.adaptation.adapt import AdaptConfig, adapt
+
+    config = read_config(AdaptConfig, config_file)
+    values = {f"finetune.{name}": value for name, value in finetune_values(given, real).items()}
+    shared = {f"targets.{name}": given[name] for name in ("restorer", "prior", "device", "seed")}
+    config = override(config, {**values, **shared})
+    config = override(config, {"targets.sampler": sampler_from(given, config.targets.sampler)})
+    report = adapt(
+        faces,
+        out,
+        config,
+        real=real,
+        test_faces=test_faces,
+        truth=truth,
+        overwrite=overwrite,
+        show=not no_progress,
+    )
+    for name, figures in report.figures.items():
+        click.echo(f"{name}: " + "  ".join(f"{key} {value:.4g}" for key, value in figures.items()))
+    click.echo(f"weights: {report.weights}\nreport:  {report.report}")

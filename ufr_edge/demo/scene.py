@@ -1,0 +1,93 @@
+"""The demo's camera: it looks at photographs through a raw sensor the restorer has never seen."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ufr_edge.degradations.raw import RawSensor
+from ufr_edge.errors import InputFileError
+from ufr_edge.runtime.collect import INDEX
+from ufr_edge.runtime.faces.align import warp_face
+from ufr_edge.runtime.frame import Frame
+from ufr_edge.runtime.images import write_image
+from ufr_edge.runtime.video.opening import builtin_picture
+from ufr_edge.runtime.video.synthetic import SyntheticScene
+
+FACES = Path(__file__).parent / "faces"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CameraConfig:
+    """The unseen camera: raw sensor noise at `iso`, `scale` times fewer pixels, one light, seeded."""
+
+    size: tuple[int, int] = (640, 360)
+    iso: float = 3000.0
+    scale: float = 4.0
+    seed: int = 7
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cast:
+    """Who stands before the camera: `seen` while collecting, `unseen` people for the test and the clip."""
+
+    seen: tuple[Frame, ...]
+    unseen: tuple[Frame, ...]
+
+
+def load_cast(count: int) -> Cast:
+    """Return `count` people to collect and a quarter as many others, scikit-image's astronaut the first of them.
+
+    The shipped pictures are generated faces (sources and licences beside them): nobody's likeness.
+    """
+    pictures = [read_picture(path) for path in sorted((FACES / "camera").glob("*.jpg"))]
+    # Sources lie one after the other; a fixed shuffle mixes them.
+    order = np.random.default_rng(0).permutation(len(pictures))
+    others = max(4, count // 4)
+    if count + others > len(pictures) + 1:
+        msg = f"The demo ships {len(pictures)} people; {count} to collect and {others} to test are too many."
+        raise InputFileError(msg)
+    mixed = [pictures[i] for i in order]
+    return Cast(seen=tuple(mixed[others:][:count]), unseen=(builtin_picture(), *mixed[: others - 1]))
+
+
+def read_picture(path: Path) -> Frame:
+    """Read a shipped picture as uint8 (H, W, 3) RGB."""
+    picture = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
+    if picture is None:
+        msg = f"{path} cannot be read: the installation is damaged. Install ufr-edge again."
+        raise InputFileError(msg)
+    return np.ascontiguousarray(picture, dtype=np.uint8)
+
+
+def film(people: tuple[Frame, ...], config: CameraConfig, *, frames_each: int, take: int) -> SyntheticScene:
+    """Return the camera's clip of `people`; each `take` moves otherwise and has other noise, in the same light."""
+    sensor = RawSensor(iso=config.iso, scale=config.scale, reference_side=None).fixed(config.seed)
+
+    def expose(frame: Frame, index: int) -> Frame:
+        return sensor(frame, np.random.default_rng((config.seed, take, index)))
+
+    return SyntheticScene(
+        people,
+        size=config.size,
+        frames=frames_each * len(people),
+        seed=config.seed + take,
+        sensor=expose,
+    )
+
+
+def write_truth(scene: SyntheticScene, crops: Path, out: Path, side: int) -> NDArray[np.uint8]:
+    """Write what a perfect camera would have seen of each collected crop; returns them, uint8 (N, S, S, 3)."""
+    out.mkdir(parents=True, exist_ok=True)
+    truth = []
+    for line in (crops / INDEX).read_text(encoding="utf-8").splitlines():
+        entry = json.loads(line)
+        face = warp_face(scene.clean(entry["frame"]), np.array(entry["matrix"]), side)
+        write_image(out / entry["file"], face)
+        truth.append(face)
+    return np.stack(truth)
