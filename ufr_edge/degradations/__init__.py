@@ -2,6 +2,19 @@
 
 from ufr_edge.degradations.base import Degradation
 from ufr_edge.degradations.classic import Classic, ClassicParams, grey_pair
+from ufr_edge.degradations.compose import Compose
 from ufr_edge.degradations.presets import PRESETS, degrade, get_preset
+from ufr_edge.degradations.raw import RawParams, RawSensor
 
-__all__ = ["PRESETS", "Classic", "ClassicParams", "Degradation", "degrade", "get_preset", "grey_pair"]
+__all__ = [
+    "PRESETS",
+    "Classic",
+    "ClassicParams",
+    "Compose",
+    "Degradation",
+    "RawParams",
+    "RawSensor",
+    "degrade",
+    "get_preset",
+    "grey_pair",
+]

@@ -9,7 +9,9 @@ import numpy as np
 
 from ufr_edge.degradations.base import Degradation
 from ufr_edge.degradations.classic import Classic
+from ufr_edge.degradations.compose import Compose, Defocus, Jpeg, MotionBlur, Noise, Shrink
 from ufr_edge.degradations.ops import Frame
+from ufr_edge.degradations.raw import RawSensor
 from ufr_edge.errors import ConfigError
 
 PRESETS: Mapping[str, Degradation] = MappingProxyType(
@@ -17,9 +19,18 @@ PRESETS: Mapping[str, Degradation] = MappingProxyType(
         "classic": Classic(),
         "classic-light": Classic(sigma=(0.1, 6.0), scale=(0.8, 10.0), noise=(0.0, 12.0), quality=(50, 100)),
         "classic-heavy": Classic(sigma=(4.0, 15.0), scale=(8.0, 32.0), noise=(5.0, 20.0), quality=(30, 80)),
+        "raw-iso1500-x4": RawSensor(iso=1500, scale=4),
+        "raw-iso3000-x4": RawSensor(iso=3000, scale=4),
+        "raw-iso1500-x2": RawSensor(iso=1500, scale=2),
+        "raw-iso3000-x2": RawSensor(iso=3000, scale=2),
+        "codec-motion": Compose((MotionBlur((12, 36)), Shrink((2, 4)), Noise((0, 3)), Jpeg((8, 25)))),
+        "defocus": Compose((Defocus((6, 14)), Shrink((1.5, 3)), Noise((2, 8)), Jpeg((70, 95)))),
     }
 )
-"""`classic`: the paper's full ranges. `classic-light`, `classic-heavy`: its milder and its harder part."""
+"""`classic`: the paper's full ranges; `classic-light`, `classic-heavy`: its milder and its harder part.
+`raw-isoI-xF`: the paper's raw sensor at ISO I with F x F times fewer pixels (`raw-iso1500-x4` and `raw-iso3000-x4`
+are its moderate and severe sets); noise there comes out correlated, by demosaicing and enlarging.
+`codec-motion`: a moving face in a starved video codec. `defocus`: a lens out of focus."""
 
 
 def get_preset(name: str) -> Degradation:
