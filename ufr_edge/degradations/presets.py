@@ -23,7 +23,7 @@ PRESETS: Mapping[str, Degradation] = MappingProxyType(
         "raw-iso3000-x4": RawSensor(iso=3000, scale=4),
         "raw-iso1500-x2": RawSensor(iso=1500, scale=2),
         "raw-iso3000-x2": RawSensor(iso=3000, scale=2),
-        "codec-motion": Compose((MotionBlur((12, 36)), Shrink((2, 4)), Noise((0, 3)), Jpeg((8, 25)))),
+        "codec-motion": Compose((MotionBlur((12, 36)), Shrink((2, 4)), Noise((0, 3)), Jpeg((10, 30)))),
         "defocus": Compose((Defocus((6, 14)), Shrink((1.5, 3)), Noise((2, 8)), Jpeg((70, 95)))),
     }
 )
