@@ -1,21 +1,22 @@
 """Cameras put together from small steps.
 
-Lengths are pixels of a 512 px face (the shorter side of the picture as it is when the step runs).
+Lengths are pixels of a 512 px face (the shorter side of the picture as it is when the step runs). A sensor spends the
+same pixels on a face of any side, so that noise and JPEG blocks keep their size on it (see classic.py).
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
 from ufr_edge.degradations import ops
 from ufr_edge.degradations.base import Degradation
+from ufr_edge.degradations.classic import REFERENCE_SIDE, Range
 from ufr_edge.degradations.ops import FloatImage, Frame
-
-Range = tuple[float, float]
+from ufr_edge.errors import ConfigError
 
 
 class Step(Protocol):
@@ -30,8 +31,18 @@ class Step(Protocol):
         ...
 
 
-class _Described:
-    """Settings of a frozen dataclass under the class's name."""
+class _Ranged:
+    """A frozen dataclass of one range, checked against `limits`."""
+
+    limits: ClassVar[Range]
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError when the range is empty or outside `limits`."""
+        for name, (low, high) in asdict(self).items():  # type: ignore[call-overload]
+            if not self.limits[0] <= low <= high <= self.limits[1]:
+                msg = f"{name} of {type(self).__name__} must be a range inside {self.limits[0]} .. {self.limits[1]}, "
+                msg += f"got {low} .. {high}."
+                raise ConfigError(msg)
 
     def describe(self) -> dict[str, Any]:
         """Settings as JSON values."""
@@ -39,10 +50,11 @@ class _Described:
 
 
 @dataclass(frozen=True)
-class MotionBlur(_Described):
+class MotionBlur(_Ranged):
     """Straight motion of `length` pixels in any direction."""
 
     length: Range
+    limits: ClassVar[Range] = (0.0, 200.0)
 
     def __call__(self, image: FloatImage, rng: np.random.Generator) -> FloatImage:
         """Draw a length and an angle, blur."""
@@ -51,10 +63,11 @@ class MotionBlur(_Described):
 
 
 @dataclass(frozen=True)
-class Defocus(_Described):
+class Defocus(_Ranged):
     """A disc of `radius` pixels."""
 
     radius: Range
+    limits: ClassVar[Range] = (0.0, 100.0)
 
     def __call__(self, image: FloatImage, rng: np.random.Generator) -> FloatImage:
         """Draw a radius, blur."""
@@ -62,23 +75,25 @@ class Defocus(_Described):
 
 
 @dataclass(frozen=True)
-class Shrink(_Described):
-    """A smaller sensor: the picture area-averaged to 1 / `factor` of its size."""
+class Shrink(_Ranged):
+    """A sensor of 512 / `factor` pixels on the shorter side, area-averaged; never more than the picture has."""
 
     factor: Range
+    limits: ClassVar[Range] = (1.0, 64.0)
 
     def __call__(self, image: FloatImage, rng: np.random.Generator) -> FloatImage:
         """Draw a factor, average."""
-        factor = rng.uniform(*self.factor)
+        factor = max(1.0, float(rng.uniform(*self.factor)) * _shrink(image))
         height, width = (max(1, round(n / factor)) for n in image.shape[:2])
         return ops.resize(image, height, width, area=True)
 
 
 @dataclass(frozen=True)
-class Noise(_Described):
+class Noise(_Ranged):
     """White colour noise of `sigma` 8-bit levels."""
 
     sigma: Range
+    limits: ClassVar[Range] = (0.0, 255.0)
 
     def __call__(self, image: FloatImage, rng: np.random.Generator) -> FloatImage:
         """Draw a level, add noise."""
@@ -86,10 +101,11 @@ class Noise(_Described):
 
 
 @dataclass(frozen=True)
-class Jpeg(_Described):
+class Jpeg(_Ranged):
     """JPEG of integer `quality`: blocks and colour bleeding."""
 
     quality: tuple[int, int]
+    limits: ClassVar[Range] = (1, 100)
 
     def __call__(self, image: FloatImage, rng: np.random.Generator) -> FloatImage:
         """Draw a quality, code."""
@@ -131,4 +147,4 @@ class Compose:
 
 
 def _shrink(image: FloatImage) -> float:
-    return float(min(image.shape[:2])) / 512
+    return float(min(image.shape[:2])) / REFERENCE_SIDE

@@ -23,8 +23,8 @@ PRESETS: Mapping[str, Degradation] = MappingProxyType(
         "raw-iso3000-x4": RawSensor(iso=3000, scale=4),
         "raw-iso1500-x2": RawSensor(iso=1500, scale=2),
         "raw-iso3000-x2": RawSensor(iso=3000, scale=2),
-        "codec-motion": Compose((MotionBlur((12, 36)), Shrink((2, 4)), Noise((0, 3)), Jpeg((10, 30)))),
-        "defocus": Compose((Defocus((6, 14)), Shrink((1.5, 3)), Noise((2, 8)), Jpeg((70, 95)))),
+        "codec-motion": Compose((MotionBlur((12, 36)), Shrink((4, 8)), Noise((0, 3)), Jpeg((10, 30)))),
+        "defocus": Compose((Defocus((6, 14)), Shrink((3, 6)), Noise((2, 8)), Jpeg((70, 95)))),
     }
 )
 """`classic`: the paper's full ranges; `classic-light`, `classic-heavy`: its milder and its harder part.
