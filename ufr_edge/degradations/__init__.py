@@ -3,11 +3,12 @@
 from ufr_edge.degradations.base import Degradation
 from ufr_edge.degradations.classic import Classic, ClassicParams, grey_pair
 from ufr_edge.degradations.compose import Compose
-from ufr_edge.degradations.presets import PRESETS, degrade, get_preset
+from ufr_edge.degradations.presets import PRESET_NOTES, PRESETS, degrade, get_preset
 from ufr_edge.degradations.raw import RawParams, RawSensor
 
 __all__ = [
     "PRESETS",
+    "PRESET_NOTES",
     "Classic",
     "ClassicParams",
     "Compose",

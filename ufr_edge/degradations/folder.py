@@ -15,7 +15,7 @@ import numpy as np
 from ufr_edge import __version__
 from ufr_edge.degradations.ops import Frame
 from ufr_edge.degradations.presets import degrade, get_preset
-from ufr_edge.errors import InputFileError, OutputError
+from ufr_edge.errors import ConfigError, InputFileError, OutputError
 from ufr_edge.files import atomic_folder, write_json
 from ufr_edge.runtime.images import list_images, read_image, write_image
 
@@ -29,6 +29,12 @@ class DegradeConfig:
     preset: str
     seed: int = 0
     side: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for a side below 1."""
+        if self.side is not None and self.side < 1:
+            msg = f"side must be at least 1, got {self.side}."
+            raise ConfigError(msg)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +127,8 @@ def _record(
 def _check_names(paths: Sequence[Path]) -> None:
     double = sorted(stem for stem, count in Counter(path.stem for path in paths).items() if count > 1)
     if double:
-        msg = f"Several pictures would become {double[0]}.png (and {len(double) - 1} more). Rename them."
+        more = f" (and {len(double) - 1} more such names)" if len(double) > 1 else ""
+        msg = f"Several pictures would become {double[0]}.png{more}. Rename them."
         raise InputFileError(msg)
 
 

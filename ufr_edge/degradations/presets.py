@@ -27,10 +27,21 @@ PRESETS: Mapping[str, Degradation] = MappingProxyType(
         "defocus": Compose((Defocus((6, 14)), Shrink((3, 6)), Noise((2, 8)), Jpeg((70, 95)))),
     }
 )
-"""`classic`: the paper's full ranges; `classic-light`, `classic-heavy`: its milder and its harder part.
-`raw-isoI-xF`: the paper's raw sensor at ISO I with F x F times fewer pixels (`raw-iso1500-x4` and `raw-iso3000-x4`
-are its moderate and severe sets); noise there comes out correlated, by demosaicing and enlarging.
-`codec-motion`: a moving face in a starved video codec. `defocus`: a lens out of focus."""
+"""By name; side 512 and side 256 give the face the same treatment. `PRESET_NOTES` says what each is."""
+
+PRESET_NOTES: Mapping[str, str] = MappingProxyType(
+    {
+        "classic": "the paper's blind pipeline, full ranges: blur, down, noise, JPEG, up",
+        "classic-light": "the milder part of classic",
+        "classic-heavy": "the harder part of classic",
+        "raw-iso1500-x4": "raw sensor, ISO 1500, 128 px on the face (the paper's moderate set)",
+        "raw-iso3000-x4": "raw sensor, ISO 3000, 128 px on the face (the paper's severe set)",
+        "raw-iso1500-x2": "raw sensor, ISO 1500, 256 px on the face",
+        "raw-iso3000-x2": "raw sensor, ISO 3000, 256 px on the face",
+        "codec-motion": "a moving face in a starved video codec",
+        "defocus": "a lens out of focus, a little noise",
+    }
+)
 
 
 def get_preset(name: str) -> Degradation:
