@@ -102,15 +102,16 @@ def test_frechet_takes_fewer_samples_than_dimensions_and_refuses_one() -> None:
         frechet_distance(features, features[:, :10])
 
 
-@pytest.mark.parametrize("sigma", [4.0, 12.0])
+@pytest.mark.parametrize("sigma", [1.0, 1.7, 2.0, 4.0, 12.0])
 def test_noise_is_found_on_flat_and_on_smooth_ground(sigma: float) -> None:
     noise = np.random.default_rng(3).normal(0, sigma, (256, 256, 3))
     ramp = np.linspace(60, 190, 256)[None, :, None] + np.zeros((256, 1, 3))
     for ground in (np.full((256, 256, 3), 128.0), ramp):
         noisy = np.asarray((ground + noise).round().clip(0, 255), dtype=np.uint8)
-        # 8-bit values make the median a multiple of half a level, 0.74 in sigma
-        assert noise_sigma(noisy) == pytest.approx(sigma, abs=0.5 / 0.6745)
+        expected = math.hypot(sigma, math.sqrt(1 / 12))  # rounding to 8 bit is noise too
+        assert noise_sigma(noisy) == pytest.approx(expected, rel=0.03)
     assert noise_sigma(np.asarray(ramp, dtype=np.uint8)) < 0.5
+    assert noise_sigma(grey(90)) == 0
 
 
 def wave(frequency: float, amplitude: float, side: int = 128) -> Image:
@@ -123,6 +124,14 @@ def test_energy_is_the_variance_above_the_cutoff() -> None:
     assert high_frequency_energy(wave(0.0625, 40)) < 1  # rounding only
     assert high_frequency_energy(wave(0.0625, 40), cutoff=0.03) == pytest.approx(40**2 / 2, rel=0.02)
     assert high_frequency_energy(grey(90)) == pytest.approx(0)
+
+
+def test_energy_of_white_noise_is_its_share_of_the_spectrum() -> None:
+    noise = np.random.default_rng(5).normal(0, 20, (256, 256, 3))
+    noisy = np.asarray((128 + noise).round().clip(0, 255), dtype=np.uint8)
+    for cutoff in (0.125, 0.25, 0.5):  # the share outside a disc of that radius in the unit square
+        share = 1 - math.pi * cutoff**2
+        assert high_frequency_energy(noisy, cutoff=cutoff) == pytest.approx(20**2 * share, rel=0.03)
 
 
 def test_energy_falls_with_blur() -> None:

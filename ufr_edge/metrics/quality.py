@@ -35,7 +35,13 @@ def ssim(image: Image, truth: Image) -> float:
 
     _check(image, truth)
     value = structural_similarity(
-        image, truth, channel_axis=2, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+        image,
+        truth,
+        channel_axis=2,
+        data_range=255,
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
     )
     return float(value)
 
