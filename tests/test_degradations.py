@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 from itertools import permutations
 
 import cv2
@@ -17,6 +18,7 @@ from ufr_edge.degradations import PRESETS, Classic, Compose, RawParams, RawSenso
 from ufr_edge.degradations.classic import ClassicParams, low_resolution
 from ufr_edge.degradations.compose import Defocus, Jpeg, MotionBlur, Noise, Shrink, Through
 from ufr_edge.degradations.demosaic import demosaic_grbg, mosaic_grbg
+from ufr_edge.degradations.presets import PRESET_NOTES
 from ufr_edge.degradations.raw import BLACK, WHITE, draw_illuminant, noise_figures, truncate
 from ufr_edge.errors import ConfigError, ShapeError
 
@@ -61,6 +63,21 @@ def test_presets_cannot_be_changed_and_describe_themselves() -> None:
         PRESETS["mine"] = Classic()  # type: ignore[index]
     for preset in PRESETS.values():
         assert json.loads(json.dumps(preset.describe()))["kind"] in {"classic", "raw", "compose"}
+
+
+def test_every_preset_has_a_note() -> None:
+    assert set(PRESET_NOTES) == set(PRESETS)
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_a_preset_leaves_the_picture_recognisable(name: str) -> None:
+    image = picture(256, 256)
+    for seed in range(3):
+        bad = degrade(image, name, seed=seed)
+        small, small_bad = (
+            cv2.resize(x, (16, 16), interpolation=cv2.INTER_AREA).ravel() for x in (image, bad)
+        )
+        assert np.corrcoef(small, small_bad)[0, 1] > 0.8
 
 
 def test_heavy_is_worse_than_light() -> None:
@@ -117,7 +134,7 @@ def test_classic_is_blur_down_noise_jpeg_up_and_no_other_order() -> None:
     side = 128
     image = picture(side, side)
     small = math.floor(512 / 7.3)
-    calls = {
+    calls: dict[str, Callable[[ops.FloatImage, np.random.Generator], ops.FloatImage]] = {
         "blur": lambda x, _g: ops.gaussian_blur(x, 3.0 / 4, 9.0 / 4, 0.5, radius=5),
         "down": lambda x, _g: ops.resize(x, small, small),
         "noise": lambda x, g: ops.gaussian_noise(x, 15 / 255, g),
@@ -156,7 +173,7 @@ def test_blur_touches_the_same_face_frequencies_at_256_as_at_512() -> None:
     at_512 = Classic().apply(large, params, rng())
     shrunk = np.asarray(cv2.resize(at_512, (256, 256), interpolation=cv2.INTER_AREA), dtype=np.uint8)
     assert psnr(Classic().apply(small, params, rng()), shrunk) > 40
-    assert psnr(small, shrunk) < 35
+    assert psnr(Classic().apply(small, params, rng()), shrunk) > psnr(small, shrunk) + 5
 
 
 @pytest.mark.parametrize(
@@ -183,9 +200,6 @@ def test_grey_touches_both_pictures_or_none() -> None:
     assert np.mean(both) == pytest.approx(0.25, abs=0.1)
 
 
-# --- operations
-
-
 def test_kernels_sum_to_one_and_have_the_asked_for_width() -> None:
     kernel = ops.gaussian_kernel(2.0, 4.0, 0.0, radius=40)
     assert kernel.sum() == pytest.approx(1)
@@ -198,18 +212,32 @@ def test_kernels_sum_to_one_and_have_the_asked_for_width() -> None:
     assert ops.motion_kernel(9.0, 0.3).sum() == pytest.approx(1)
 
 
+def test_a_rotated_gaussian_points_along_its_angle() -> None:
+    kernel = ops.gaussian_kernel(6.0, 1.0, math.pi / 4, radius=20)
+    y, x = np.mgrid[: kernel.shape[0], : kernel.shape[1]] - kernel.shape[0] // 2
+    covariance = float((kernel * x * y).sum())  # (36 - 1) / 2 without cropping
+    assert covariance == pytest.approx(17.5, rel=0.05)
+
+
+def test_to_uint8_rounds_and_clips() -> None:
+    levels = np.array([[[-0.1, 99.6 / 255, 1.2]]], np.float32)
+    assert ops.to_uint8(levels).tolist() == [[[0, 100, 255]]]
+
+
 def test_motion_blur_leaves_the_other_direction_sharp() -> None:
     stripes = np.zeros((32, 32, 3), np.float32)
     stripes[:, ::4] = 1
     along = ops.motion_blur(stripes, 9.0, math.pi / 2)
     across = ops.motion_blur(stripes, 9.0, 0.0)
-    assert along[8:-8].std() > 0.9 * stripes.std() > 9 * across[8:-8, 8:-8].std()
+    assert along[8:-8].std() > 0.9 * stripes.std() > 5 * across[8:-8, 8:-8].std()
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_low_rank_filtering_equals_the_full_kernel(seed: int) -> None:
     generator = rng(seed)
-    kernel = ops.gaussian_kernel(*generator.uniform(0.05, 7.5, 2), generator.uniform(-3, 3), radius=10)
+    kernel = ops.gaussian_kernel(
+        generator.uniform(0.05, 7.5), generator.uniform(0.05, 7.5), generator.uniform(-3, 3), radius=10
+    )
     image = generator.random((64, 64, 3), dtype=np.float32)
     full = cv2.filter2D(image, -1, kernel.astype(np.float32))
     assert np.abs(ops.filter_image(image, kernel) - full).max() < 0.5 / 255
@@ -265,7 +293,7 @@ def test_raw_noise_between_the_isos_and_outside() -> None:
     assert b1[0] == pytest.approx((5.34 + 11.07) / 2) and b2[3] == pytest.approx((-246 - 309) / 2)
     for wrong in ({"iso": 1000.0}, {"scale": 0.5}, {"demosaic": "nearest"}):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
-            RawSensor(**wrong)  # type: ignore[arg-type]
+            RawSensor(**wrong)
 
 
 def test_illuminants_stay_in_the_bank_and_centre_on_its_mean() -> None:
@@ -294,6 +322,14 @@ def test_the_sensor_spends_the_same_pixels_on_a_face_of_any_side() -> None:
     assert frames(picture(50, 75), rng()).shape == (50, 75, 3)
 
 
+def test_raw_noise_comes_out_correlated_between_neighbours() -> None:
+    flat = np.full((256, 256, 3), 120, np.uint8)
+    noise = RawSensor(iso=3000).fixed(0)(flat, rng()).astype(np.float64)
+    noise -= noise.mean((0, 1))
+    neighbours = float((noise[:, 1:] * noise[:, :-1]).mean() / (noise**2).mean())
+    assert noise.std() > 10 and neighbours > 0.5
+
+
 def test_the_result_is_cut_not_rounded() -> None:
     levels = np.array([[[0.0, 99.9 / 255, 1.2]]], np.float32)
     assert truncate(levels).tolist() == [[[0, 99, 255]]]
@@ -313,7 +349,8 @@ def test_demosaic_is_exact_on_constant_colours_and_grey_ramps() -> None:
 
 
 def test_demosaic_keeps_what_was_measured_and_beats_bilinear_on_edges() -> None:
-    image = ops.to_float(picture(64, 64))
+    luma = cv2.GaussianBlur(rng().random((64, 64), dtype=np.float32), (0, 0), 1.0)
+    image = luma[..., None] * np.array([0.9, 1.0, 0.8], np.float32)
     mosaic = mosaic_grbg(image)
     result = demosaic_grbg(mosaic)
     np.testing.assert_array_equal(mosaic_grbg(result), mosaic)
@@ -322,9 +359,6 @@ def test_demosaic_keeps_what_was_measured_and_beats_bilinear_on_edges() -> None:
     bilinear = cv2.cvtColor(eight_bit, cv2.COLOR_BayerGB2RGB).astype(np.float32) / 255
     ours, theirs = (np.abs(x - image)[4:-4, 4:-4].mean() for x in (result, bilinear))
     assert ours < 0.8 * theirs
-
-
-# --- composed cameras
 
 
 def test_compose_runs_its_steps_in_order() -> None:
@@ -337,6 +371,13 @@ def test_compose_runs_its_steps_in_order() -> None:
     assert np.array_equal(Compose(steps)(image, rng(2)), expected)
     assert not np.array_equal(Compose(steps[::-1])(image, rng(2)), expected)
     assert np.array_equal(Compose(())(image, rng()), image)
+
+
+@pytest.mark.parametrize("side", [512, 256, 128])
+def test_shrink_leaves_the_same_sensor_at_every_side(side: int) -> None:
+    image = ops.to_float(picture(side, side))
+    assert Shrink((8, 8))(image, rng()).shape == (64, 64, 3)
+    assert Shrink((1, 1))(image, rng()).shape == image.shape
 
 
 def test_a_camera_can_be_a_step() -> None:
