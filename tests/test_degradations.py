@@ -19,7 +19,7 @@ from ufr_edge.degradations.classic import ClassicParams, low_resolution
 from ufr_edge.degradations.compose import Defocus, Jpeg, MotionBlur, Noise, Shrink, Through
 from ufr_edge.degradations.demosaic import demosaic_grbg, mosaic_grbg
 from ufr_edge.degradations.presets import PRESET_NOTES
-from ufr_edge.degradations.raw import BLACK, WHITE, draw_illuminant, noise_figures, truncate
+from ufr_edge.degradations.raw import BLACK, WHITE, develop, draw_illuminant, noise_figures, truncate
 from ufr_edge.errors import ConfigError, ShapeError
 
 Image = NDArray[np.uint8]
@@ -333,6 +333,12 @@ def test_raw_noise_comes_out_correlated_between_neighbours() -> None:
     noise -= noise.mean((0, 1))
     neighbours = float((noise[:, 1:] * noise[:, :-1]).mean() / (noise**2).mean())
     assert noise.std() > 10 and neighbours > 0.5
+
+
+def test_blown_highlights_come_out_white() -> None:
+    """The clip between white balance and colour matrix: without it they turn magenta."""
+    blown = develop(np.ones((2, 2, 3), np.float32), LIGHT)
+    assert blown.min() > 0.99
 
 
 def test_the_result_is_cut_not_rounded() -> None:
