@@ -87,7 +87,7 @@ def test_features_equal_the_unets_own_states(prior: DiffusionPrior) -> None:
     ]
     images = sharp(1)
     with torch.no_grad():
-        prior.unet(F.pixel_unshuffle(features.scale * (2 * images - 1), 4), torch.tensor([30]))
+        prior.unet(F.pixel_unshuffle(features.abar**0.5 * (2 * images - 1), 4), torch.tensor([30]))
         maps = features(images)
     for hook in hooks:
         hook.remove()

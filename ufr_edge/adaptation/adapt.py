@@ -72,13 +72,13 @@ def adapt(
     Goes on where an earlier call with the same settings stopped.
     """
     config = config.aligned()
-    held = load_pairs(test_faces, truth, load_restorer(config.targets.restorer).side) if test_faces and truth else None
+    side = load_restorer(config.targets.restorer).side
+    held = load_pairs(test_faces, truth, side, minimum=1) if test_faces and truth else None
     make_targets(faces, out / "targets", config.targets, overwrite=overwrite, show=show)
     weights = finetune(faces, out / "targets", out, config.finetune, real=real, held_out=held, show=show)
     device = pick_device(config.targets.device)
     base, adapted = (load_restorer(source).model.to(device) for source in (config.targets.restorer, weights))
-    side = load_restorer(weights).side
-    lq = held.lq if held else load_faces(test_faces or faces, side, limit=64).images
+    lq = held.lq if held else load_faces(test_faces or faces, side, limit=64, minimum=1).images
     restored = {"base": restore_batch(base, lq, device), "adapted": restore_batch(adapted, lq, device)}
     features = PriorFeatures(load_prior(config.targets.prior).to(device))
     figures = measure(restored, lq, held.truth if held else None, features)

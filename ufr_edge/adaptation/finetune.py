@@ -85,15 +85,18 @@ def finetune(
     return path
 
 
-def load_pairs(faces: Path, targets: Path, side: int, *, show: bool = False) -> HeldOut:
-    """Load (low-quality, target) pairs matched by file stem. Raises InputFileError with fewer than 8 of them."""
-    lq, goal = load_faces(faces, side, show=show), load_faces(targets, side, show=show, minimum=0)
+def load_pairs(
+    faces: Path, targets: Path, side: int, *, minimum: int = MINIMUM_FACES, show: bool = False
+) -> HeldOut:
+    """Load (low-quality, target) pairs matched by file stem. Raises InputFileError with fewer than `minimum`."""
+    lq = load_faces(faces, side, minimum=minimum, show=show)
+    goal = load_faces(targets, side, minimum=1, show=show)
     by_stem = {Path(name).stem: i for i, name in enumerate(goal.names)}
     matched = [(i, by_stem[Path(n).stem]) for i, n in enumerate(lq.names) if Path(n).stem in by_stem]
-    if len(matched) < MINIMUM_FACES:
+    if len(matched) < minimum:
         msg = (
             f"Only {len(matched)} faces of {faces} have a target of the same name in {targets}; "
-            f"at least {MINIMUM_FACES} are needed. Run: ufr-edge targets -i {faces} -o {targets}"
+            f"at least {minimum} are needed. Run: ufr-edge targets -i {faces} -o {targets}"
         )
         raise InputFileError(msg)
     return HeldOut(lq=lq.images[[i for i, _ in matched]], truth=goal.images[[j for _, j in matched]])

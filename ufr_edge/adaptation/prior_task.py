@@ -33,7 +33,7 @@ class PriorTraining:
     lr_end: float = 5e-5
     warmup: int = 200
     ema: float = 0.999
-    precision: str = "bf16"
+    precision: str = "auto"
     clip_norm: float = 1.0
     visited: int = 620
     highest: int = 700

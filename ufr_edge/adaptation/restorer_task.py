@@ -48,7 +48,7 @@ class RestorerTraining:
     lr_end: float = 5e-6
     warmup: int = 0
     ema: float = 0.0
-    precision: str = "bf16"
+    precision: str = "auto"
     discriminator_lr: float = 2e-5
     discriminator_features: int = 64
     clip_norm: float = 0.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from ufr_edge.errors import ConfigError
 from ufr_edge.files import read_json, sha256_file, write_json
 from ufr_edge.priors.files import load_prior
 from ufr_edge.priors.model import DiffusionPrior
-from ufr_edge.priors.sampler import SamplerConfig, sample_targets
+from ufr_edge.priors.sampler import LIGHT_TOUCH, SamplerConfig, sample_targets
 from ufr_edge.progress import progress_bar
 from ufr_edge.restorers.edge import EdgeUNet
 from ufr_edge.restorers.files import load_restorer
@@ -37,7 +37,7 @@ class TargetsConfig:
 
     restorer: str = "edge-m-256"
     prior: str = "prior-256"
-    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    sampler: SamplerConfig = LIGHT_TOUCH
     batch: int = 8
     seed: int = 0
     device: str = "auto"

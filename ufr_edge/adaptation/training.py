@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ufr_edge.errors import ConfigError, ModelFileError, TrainingError
 from ufr_edge.files import atomic_file
+from ufr_edge.runtime.device import cpu_features
 
 M = TypeVar("M", bound=nn.Module)
 CHECKPOINT = "checkpoint.pt"
@@ -42,8 +43,19 @@ def place(module: M, device: torch.device) -> M:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Return the autocast context for "fp32" (off) or "bf16"."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    """Return the autocast context for "fp32" (off), "bf16", or "auto" (bf16 where the device is fast at it)."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=resolve_precision(device, precision) == "bf16")
+
+
+def resolve_precision(device: torch.device, precision: str) -> Literal["fp32", "bf16"]:
+    """Turn "auto" into what the device is fast at. Raises ConfigError for an unknown precision."""
+    if precision == "auto":
+        fast = device.type == "cuda" or bool({"bf16", "amx"} & cpu_features())
+        return "bf16" if fast else "fp32"
+    if precision not in ("fp32", "bf16"):
+        msg = f"There is no training precision {precision!r}. Known: auto, fp32, bf16."
+        raise ConfigError(msg)
+    return "bf16" if precision == "bf16" else "fp32"
 
 
 def to_tensor(images: NDArray[np.uint8], device: torch.device) -> Tensor:

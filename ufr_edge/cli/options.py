@@ -45,7 +45,7 @@ def training_options(function: F) -> F:
         click.option("--lr", type=float, help="Learning rate at the start; cosine down to --lr-end."),
         click.option("--lr-end", type=float, help="Learning rate at the end."),
         click.option("--minutes", type=float, help="Stop after so many minutes; the same command goes on later."),
-        click.option("--train-precision", type=click.Choice(["fp32", "bf16"]), help="Precision of training."),
+        click.option("--train-precision", type=click.Choice(["auto", "fp32", "bf16"]), help="Precision of training."),
     )(function)
 
 

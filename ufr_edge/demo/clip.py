@@ -11,9 +11,10 @@ from typing import Any
 import cv2
 import numpy as np
 
+from ufr_edge.demo.scene import SENSITIVE
 from ufr_edge.runtime.bundle import open_bundle_engine
 from ufr_edge.runtime.engines.base import Engine
-from ufr_edge.runtime.faces.detect import DetectorConfig, FaceDetector
+from ufr_edge.runtime.faces.detect import FaceDetector
 from ufr_edge.runtime.frame import Frame
 from ufr_edge.runtime.pipeline import FacePipeline, PipelineConfig
 from ufr_edge.runtime.run import RunConfig, run_video
@@ -48,7 +49,7 @@ def make_clip(scene: SyntheticScene, out: Path, *, base: Path, adapted: Path) ->
     frames = [scene.frame(i) for i in range(len(scene))]
     write_video(camera, frames, crf=12)
     with open_bundle_engine(adapted, engine="openvino-int8") as engine:
-        run = run_video(camera, out / "restored.mp4", engine, RunConfig(overwrite=True))
+        run = run_video(camera, out / "restored.mp4", engine, RunConfig(overwrite=True, detector=SENSITIVE))
     panels = _side_by_side(scene, frames, base, adapted)
     write_video(out / "side-by-side.mp4", panels, crf=16)
     still = panels[len(panels) // 12]
@@ -79,7 +80,7 @@ def _side_by_side(scene: SyntheticScene, frames: list[Frame], base: Path, adapte
     middle = slice((width - height) // 2, (width + height) // 2)
     with ExitStack() as stack:
         engines = [stack.enter_context(open_bundle_engine(base)), stack.enter_context(open_bundle_engine(adapted))]
-        detector = stack.enter_context(FaceDetector(DetectorConfig(), backend="onnxruntime"))
+        detector = stack.enter_context(FaceDetector(SENSITIVE, backend="onnxruntime"))
         pipelines = [_pipeline(engine, detector) for engine in engines]
         panels = []
         for index, frame in enumerate(frames):

@@ -19,9 +19,9 @@ from ufr_edge.adaptation.pictures import save_picture, strip
 from ufr_edge.adaptation.report import Section, curve_uri, figures_table, picture_uri, write_report
 from ufr_edge.adaptation.restorer_task import HeldOut, LossWeights, RestorerTraining, restore_batch
 from ufr_edge.adaptation.targets import TargetsConfig
-from ufr_edge.adaptation.training import pick_device, read_log
+from ufr_edge.adaptation.training import pick_device, read_log, resolve_precision
 from ufr_edge.demo.clip import ClipReport, make_clip
-from ufr_edge.demo.scene import FACES, CameraConfig, Cast, film, load_cast, write_truth
+from ufr_edge.demo.scene import FACES, SENSITIVE, CameraConfig, Cast, film, load_cast, write_truth
 from ufr_edge.export.bundle_export import export_bundle
 from ufr_edge.export.requests import EngineRequest
 from ufr_edge.files import check_free, write_json
@@ -31,7 +31,7 @@ from ufr_edge.priors.sampler import SamplerConfig
 from ufr_edge.restorers.files import load_restorer
 from ufr_edge.runtime.bench import BenchReport, bench_bundle
 from ufr_edge.runtime.collect import CollectConfig, collect
-from ufr_edge.runtime.faces.detect import DetectorConfig, FaceDetector
+from ufr_edge.runtime.faces.detect import FaceDetector
 from ufr_edge.runtime.video.synthetic import SyntheticSource
 
 Images = NDArray[np.uint8]
@@ -46,7 +46,12 @@ ENGINES = (
 
 def _adaptation() -> AdaptConfig:
     sampler = SamplerConfig(
-        start=60, hold_until=10, filter_n=8, fast_steps=10, samples_per_image=2, precision="bf16"
+        start=60,
+        hold_until=10,
+        filter_n=16,
+        fast_steps=12,
+        samples_per_image=2,
+        precision=resolve_precision(pick_device(), "auto"),
     )
     training = RestorerTraining(
         steps=240,
@@ -127,7 +132,7 @@ def run_demo(
     )
     tell("3/6 the oracle: the same training with the true pairs, as the ceiling")
     oracle = train_oracle(faces, out / "oracle", config, show=show)
-    held = load_pairs(faces.test, faces.test_truth, base.side)
+    held = load_pairs(faces.test, faces.test_truth, base.side, minimum=1)
     models = {"base": base.path, "adapted": adapted.weights, "oracle": oracle}
     restored, figures = compare(models, held, config)
     tell("4/6 exporting fp32 and INT8 engines")
@@ -150,11 +155,12 @@ def collect_faces(cast: Cast, out: Path, config: DemoConfig, *, side: int) -> _F
     paths = _Faces(
         seen=out / "seen", seen_truth=out / "oracle-truth", test=out / "test", test_truth=out / "test-truth"
     )
-    with FaceDetector(DetectorConfig(), backend="onnxruntime") as detector:
+    with FaceDetector(SENSITIVE, backend="onnxruntime") as detector:
+        settings = CollectConfig(side=side, min_score=SENSITIVE.threshold)
         takes = ((cast.seen, paths.seen, paths.seen_truth), (cast.unseen, paths.test, paths.test_truth))
         for take, (people, crops, truth) in enumerate(takes):
             scene = film(people, config.camera, frames_each=1, take=take)
-            collect(SyntheticSource(scene), crops, detector=detector, config=CollectConfig(side=side), overwrite=True)
+            collect(SyntheticSource(scene), crops, detector=detector, config=settings, overwrite=True)
             write_truth(scene, crops, truth, side)
     return paths
 

@@ -14,19 +14,21 @@ from ufr_edge.degradations.raw import RawSensor
 from ufr_edge.errors import InputFileError
 from ufr_edge.runtime.collect import INDEX
 from ufr_edge.runtime.faces.align import warp_face
+from ufr_edge.runtime.faces.detect import DetectorConfig
 from ufr_edge.runtime.frame import Frame
 from ufr_edge.runtime.images import write_image
 from ufr_edge.runtime.video.opening import builtin_picture
-from ufr_edge.runtime.video.synthetic import SyntheticScene
+from ufr_edge.runtime.video.synthetic import Motion, SyntheticScene
 
 FACES = Path(__file__).parent / "faces"
+SENSITIVE = DetectorConfig(threshold=0.4)  # this camera is dark and noisy
 
 
 @dataclass(frozen=True, kw_only=True)
 class CameraConfig:
     """The unseen camera: raw sensor noise at `iso`, `scale` times fewer pixels, one light, seeded."""
 
-    size: tuple[int, int] = (640, 360)
+    size: tuple[int, int] = (960, 540)
     iso: float = 3000.0
     scale: float = 4.0
     seed: int = 7
@@ -78,6 +80,7 @@ def film(people: tuple[Frame, ...], config: CameraConfig, *, frames_each: int, t
         frames=frames_each * len(people),
         seed=config.seed + take,
         sensor=expose,
+        motion=Motion(zoom=(0.8, 0.95), pan=0.03, turn=5.0),  # the whole face stays in the picture
     )
 
 

@@ -92,7 +92,7 @@ class SamplerConfig:
 
 PAPER_SWINIR = SamplerConfig(filter_n=16)
 PAPER_CODEFORMER = SamplerConfig(filter_n=8)
-LIGHT_TOUCH = SamplerConfig(start=60, hold_until=10, filter_n=8)
+LIGHT_TOUCH = SamplerConfig(start=60, hold_until=10, filter_n=16)
 """For small priors: start at 0.24 T, hold to 0.04 T. Averages less detail away; re-invents less."""
 
 PRESETS: Mapping[str, SamplerConfig] = MappingProxyType(
