@@ -80,7 +80,7 @@ def test_pairs_are_matched_by_name(camera: Path, tmp_path: Path) -> None:
 
 def test_finetune_moves_toward_its_targets(camera: Path, config: TargetsConfig, tmp_path: Path) -> None:
     training = RestorerTraining(
-        steps=80, lr=2e-3, lr_end=1e-4, precision="fp32", losses=LossWeights(prior_features=0.1, adversarial=0.0)
+        steps=40, lr=1e-3, lr_end=1e-4, precision="fp32", losses=LossWeights(prior_features=0.1, adversarial=0.0)
     )
     settings = FinetuneConfig(restorer=config.restorer, prior=config.prior, batch=4, training=training)
     path = finetune(camera, tmp_path / "clean", tmp_path / "run", settings, show=False)
@@ -88,7 +88,7 @@ def test_finetune_moves_toward_its_targets(camera: Path, config: TargetsConfig, 
     lq, goal = (torch.from_numpy(x).permute(0, 3, 1, 2) / 255 for x in (pairs.lq, pairs.truth))
     with torch.no_grad():
         before, after = ((load_restorer(p).model(lq) - goal).abs().mean() for p in (config.restorer, path))
-    assert after < 0.8 * before
+    assert after < 0.92 * before
     assert load_restorer(path).meta["pairs"] == "10"
 
 

@@ -26,6 +26,8 @@ class PriorTraining:
 
     Timesteps: uniform below `visited` (what the method visits), of which a `low_share` is drawn below `low`
     instead (what a light touch visits), and a `beyond` share between `visited` and `highest`.
+    The first `crop_steps` see random crops of `crop` px instead of whole faces, at timesteps below
+    `crop_visited`: texture is learned there at a fraction of the cost.
     """
 
     steps: int
@@ -40,6 +42,9 @@ class PriorTraining:
     beyond: float = 0.05
     low_share: float = 0.35
     low: int = 260
+    crop_steps: int = 0
+    crop: int = 128
+    crop_visited: int = 420
     seed: int = 0
 
 
@@ -75,8 +80,10 @@ class PriorTask:
         """One optimiser step; noise and timesteps depend on the seed and the step only."""
         config = self.config
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-        x_0 = to_tensor(self.faces(step), self.device) * 2 - 1
-        t = self._draw_timesteps(len(x_0), generator).to(self.device)
+        cropped = step < config.crop_steps
+        faces = self._crop(self.faces(step), step) if cropped else self.faces(step)
+        x_0 = to_tensor(faces, self.device) * 2 - 1
+        t = self._draw_timesteps(len(x_0), generator, cropped=cropped).to(self.device)
         eps = torch.randn(x_0.shape, generator=generator).to(self.device)
         for group in self.optimizer.param_groups:
             group["lr"] = cosine(step, config.steps, config.lr, config.lr_end, warmup=config.warmup)
@@ -90,12 +97,18 @@ class PriorTask:
         self.ema.update(step)
         return {"loss": value}
 
-    def _draw_timesteps(self, count: int, generator: torch.Generator) -> Tensor:
+    def _crop(self, faces: NDArray[np.uint8], step: int) -> NDArray[np.uint8]:
+        side, room = self.config.crop, faces.shape[1] - self.config.crop
+        top, left = np.random.default_rng((self.config.seed, step, 2)).integers(0, room // 16 + 1, 2) * 16
+        return faces[:, top : top + side, left : left + side]
+
+    def _draw_timesteps(self, count: int, generator: torch.Generator, *, cropped: bool) -> Tensor:
         config = self.config
-        visited = torch.randint(0, config.visited, (count,), generator=generator)
-        beyond = torch.randint(config.visited, config.highest, (count,), generator=generator)
+        highest = config.crop_visited if cropped else config.visited
+        visited = torch.randint(0, highest, (count,), generator=generator)
+        beyond = torch.randint(highest, config.highest, (count,), generator=generator)
         low = torch.randint(0, config.low, (count,), generator=generator)
-        u = torch.rand(count, generator=generator)
+        u = torch.rand(count, generator=generator) + cropped * config.beyond  # crops never go beyond
         inside = torch.where(u < config.beyond + config.low_share, low, visited)
         return torch.where(u < config.beyond, beyond, inside)
 

@@ -49,12 +49,12 @@ def _adaptation() -> AdaptConfig:
         start=60,
         hold_until=10,
         filter_n=16,
-        fast_steps=12,
+        fast_steps=10,
         samples_per_image=2,
         precision=resolve_precision(pick_device(), "auto"),
     )
     training = RestorerTraining(
-        steps=240,
+        steps=150,
         lr=2e-4,
         lr_end=2e-5,
         warmup=10,
@@ -70,7 +70,8 @@ class DemoConfig:
     """How many people are collected, how long the clip is, and how adaptation is set."""
 
     camera: CameraConfig = field(default_factory=CameraConfig)
-    people: int = 96
+    people: int = 54
+    frames_each: int = 2
     clip_people: int = 6
     clip_frames_each: int = 30
     adaptation: AdaptConfig = field(default_factory=_adaptation)
@@ -159,7 +160,7 @@ def collect_faces(cast: Cast, out: Path, config: DemoConfig, *, side: int) -> _F
         settings = CollectConfig(side=side, min_score=SENSITIVE.threshold)
         takes = ((cast.seen, paths.seen, paths.seen_truth), (cast.unseen, paths.test, paths.test_truth))
         for take, (people, crops, truth) in enumerate(takes):
-            scene = film(people, config.camera, frames_each=1, take=take)
+            scene = film(people, config.camera, frames_each=config.frames_each, take=take)
             collect(SyntheticSource(scene), crops, detector=detector, config=settings, overwrite=True)
             write_truth(scene, crops, truth, side)
     return paths

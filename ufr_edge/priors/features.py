@@ -6,7 +6,6 @@ import copy
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ufr_edge.errors import ConfigError, ShapeError
 from ufr_edge.priors.model import DiffusionPrior, clean_input
