@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +14,6 @@ from numpy.typing import NDArray
 
 from ufr_edge.adaptation.adapt import LOGGED, AdaptConfig, adapt
 from ufr_edge.adaptation.evaluate import measure
-from ufr_edge.adaptation.faces import load_faces
 from ufr_edge.adaptation.finetune import FinetuneConfig, finetune, load_pairs
 from ufr_edge.adaptation.pictures import save_picture, strip
 from ufr_edge.adaptation.report import Section, curve_uri, figures_table, picture_uri, write_report
@@ -36,6 +36,19 @@ from ufr_edge.runtime.video.synthetic import SyntheticSource
 
 Images = NDArray[np.uint8]
 Tell = Callable[[str], None]
+WRITTEN = (
+    "faces",
+    "adapted",
+    "oracle",
+    "camera.ufr",
+    "base.ufr",
+    "camera.mp4",
+    "restored.mp4",
+    "side-by-side.mp4",
+    "strip.jpg",
+    "figures.json",
+    "report.html",
+)
 ENGINES = (
     EngineRequest(format="onnx", precision="fp32"),
     EngineRequest(format="onnx", precision="int8"),
@@ -115,6 +128,7 @@ def run_demo(
     """Run the demo into `out`. `tell` is called with a line before each stage. Raises OutputError when `out` is taken."""
     config = config or DemoConfig()
     check_free(out, overwrite=overwrite)
+    _clear(out)
     started = time.monotonic()
     base = load_restorer(config.adaptation.targets.restorer)
     cast = load_cast(config.people)
@@ -128,7 +142,6 @@ def run_demo(
         real=FACES / "clean",
         test_faces=faces.test,
         truth=faces.test_truth,
-        overwrite=overwrite,
         show=show,
     )
     tell("3/6 the oracle: the same training with the true pairs, as the ceiling")
@@ -137,8 +150,8 @@ def run_demo(
     models = {"base": base.path, "adapted": adapted.weights, "oracle": oracle}
     restored, figures = compare(models, held, config)
     tell("4/6 exporting fp32 and INT8 engines")
-    bundle = export(adapted.weights, faces.seen, out / "camera.ufr", config, overwrite=overwrite)
-    plain = export_bundle(base, out / "base.ufr", formats=ENGINES[:1], overwrite=overwrite, lineage={}).path
+    bundle = export(adapted.weights, faces.seen, out / "camera.ufr", config)
+    plain = export_bundle(base, out / "base.ufr", formats=ENGINES[:1]).path
     tell("5/6 restoring a clip, and timing the engines")
     scene = film(cast.unseen[: config.clip_people], config.camera, frames_each=config.clip_frames_each, take=3)
     clip = make_clip(scene, out, base=plain, adapted=bundle)
@@ -149,6 +162,16 @@ def run_demo(
     )
     write_results(report, held, restored)
     return report
+
+
+def _clear(out: Path) -> None:
+    """Remove what an earlier demo wrote, and nothing else: its finished training must not be gone on with."""
+    for name in WRITTEN:
+        path = out / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def collect_faces(cast: Cast, out: Path, config: DemoConfig, *, side: int) -> _Faces:
@@ -188,13 +211,11 @@ def compare(
     return restored, measure(restored, held.lq, held.truth, features)
 
 
-def export(weights: Path, faces: Path, out: Path, config: DemoConfig, *, overwrite: bool) -> Path:
+def export(weights: Path, faces: Path, out: Path, config: DemoConfig) -> Path:
     """Export the adapted restorer, INT8 calibrated on the camera's own faces."""
     lineage = {"camera": "demo", "prior": config.adaptation.targets.prior}
     restorer = load_restorer(weights)
-    return export_bundle(
-        restorer, out, formats=ENGINES, calibration=faces, overwrite=overwrite, lineage=lineage
-    ).path
+    return export_bundle(restorer, out, formats=ENGINES, calibration=faces, lineage=lineage).path
 
 
 def write_results(report: DemoReport, held: HeldOut, restored: Mapping[str, Images]) -> None:
@@ -205,16 +226,15 @@ def write_results(report: DemoReport, held: HeldOut, restored: Mapping[str, Imag
         out / "figures.json",
         {"faces": report.figures, "engines": engines, "clip": report.clip.to_json(), "seconds": report.seconds},
     )
-    best = sorted(range(len(held.lq)), key=lambda i: i)[:6]
     columns = {"camera": held.lq, **restored, "truth": held.truth}
-    picture = strip({name: images[best] for name, images in columns.items()})
+    every_second = slice(0, 12, 2)  # two frames of each person lie side by side
+    picture = strip({name: images[every_second] for name, images in columns.items()})
     save_picture(out / "strip.jpg", picture)
     head, rows = figures_table(report.figures)
     timings = [
         [e.name, e.info.device, f"{e.p50_ms:.1f}", f"{e.p95_ms:.1f}", f"{e.faces_per_s:.0f}"] for e in report.engines
     ]
     stages = [[s.name, f"{s.p50_ms:.1f}", f"{s.p95_ms:.1f}", f"{s.p99_ms:.1f}"] for s in report.clip.stages]
-    training = load_faces(out / "faces" / "seen", held.lq.shape[1], limit=1, minimum=1)
     sections = [
         Section(title="Held-out people, seen by this camera", picture=picture_uri(picture)),
         Section(
@@ -238,5 +258,5 @@ def write_results(report: DemoReport, held: HeldOut, restored: Mapping[str, Imag
         ),
         Section(title="Fine-tuning", picture=curve_uri(read_log(out / "adapted"), LOGGED)),
     ]
-    lead = f"{report.closing_line()} ({len(training)} of the collected faces and all targets lie beside this file.)"
+    lead = f"{report.closing_line()} The collected faces, the targets and the bundles lie beside this file."
     write_report(out / "report.html", title="ufr-edge demo", lead=lead, sections=sections)
