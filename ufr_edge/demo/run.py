@@ -104,12 +104,12 @@ class DemoReport:
         """Say in one line what improved by how much."""
         base, adapted, oracle = (self.figures[name] for name in ("base", "adapted", "oracle"))
         distance = "prior_feature_distance"
-        drop = 100 * (1 - adapted[distance] / base[distance])
+        change = 100 * (adapted[distance] / base[distance] - 1)
         gap = base[distance] - oracle[distance]
-        share = 100 * (base[distance] - adapted[distance]) / gap if gap > 0 else float("nan")
+        share = f"; {100 * (base[distance] - adapted[distance]) / gap:.0f} % of the way to the oracle" if gap > 0 else ""
         return (
-            f"Without any ground truth, the perceptual distance on this camera's held-out faces fell by {drop:.0f} % "
-            f"({base[distance]:.3f} to {adapted[distance]:.3f}; {share:.0f} % of the way to the oracle), "
+            f"Without any ground truth, the perceptual distance on this camera's held-out faces changed by {change:+.0f} % "
+            f"({base[distance]:.3f} to {adapted[distance]:.3f}{share}; lower is better), "
             f"PSNR {base['psnr_db']:.2f} to {adapted['psnr_db']:.2f} dB. Open {self.out / 'report.html'}"
         )
 
