@@ -16,9 +16,10 @@ from ufr_edge.adaptation.evaluate import evaluate_faces
 from ufr_edge.adaptation.finetune import FinetuneConfig, finetune, load_pairs
 from ufr_edge.adaptation.restorer_task import LossWeights, RestorerTraining
 from ufr_edge.adaptation.targets import TargetsConfig, image_seed, make_targets, read_index
+from ufr_edge.cli.options import override
 from ufr_edge.degradations.presets import degrade
 from ufr_edge.errors import ConfigError, InputFileError
-from ufr_edge.priors.sampler import SamplerConfig
+from ufr_edge.priors.sampler import PRESETS, SamplerConfig
 from ufr_edge.restorers.files import load_restorer
 
 
@@ -42,6 +43,11 @@ def config(tmp_path: Path) -> TargetsConfig:
 
 def pixels(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.glob("*.png"))}
+
+
+def head_of(source: Path) -> list[float]:
+    values: list[float] = load_restorer(source).model.head.weight.detach().flatten().tolist()
+    return values
 
 
 def test_targets_resume_and_do_not_depend_on_the_batch(camera: Path, config: TargetsConfig, tmp_path: Path) -> None:
@@ -128,3 +134,69 @@ def test_evaluate_names_faces_that_do_not_pair(camera: Path, config: TargetsConf
     (tmp_path / "clean" / "face_004.png").unlink()
     with pytest.raises(InputFileError, match="face_004"):
         evaluate_faces(camera, tmp_path / "clean", restorer=None, prior=None, side=SIDE)
+
+
+def test_eval_leaves_unusable_faces_out_with_their_partners(camera: Path, tmp_path: Path) -> None:
+    (camera / "face_002.png").write_bytes(b"no picture")
+    (tmp_path / "clean" / "face_006.png").write_bytes(b"no picture")
+    left = evaluate_faces(camera, tmp_path / "clean", restorer=None, prior=None, side=SIDE)
+    for name in ("face_002.png", "face_006.png"):
+        (camera / name).unlink()
+        (tmp_path / "clean" / name).unlink()
+    assert left == evaluate_faces(camera, tmp_path / "clean", restorer=None, prior=None, side=SIDE)
+
+
+def test_eval_of_one_face_has_no_frechet_distance(camera: Path, config: TargetsConfig, tmp_path: Path) -> None:
+    for folder in (camera, tmp_path / "clean"):
+        for path in sorted(folder.iterdir())[1:]:
+            path.unlink()
+    figures = evaluate_faces(camera, tmp_path / "clean", restorer=config.restorer, prior=config.prior)
+    assert "prior_feature_distance" in figures["input"] and "prior_frechet_distance" not in figures["input"]
+    with pytest.raises(ConfigError, match="multiple of 32"):
+        evaluate_faces(camera, None, restorer=None, prior=None, side=100)
+
+
+def test_targets_of_changed_faces_are_drawn_again(camera: Path, config: TargetsConfig, tmp_path: Path) -> None:
+    make_targets(camera, tmp_path / "t", config, show=False)
+    before = pixels(tmp_path / "t")
+    (camera / "face_001.png").write_bytes((camera / "face_004.png").read_bytes())
+    assert make_targets(camera, tmp_path / "t", config, show=False).reused == 9
+    after = pixels(tmp_path / "t")
+    assert {name for name in after if after[name] != before[name]} == {"face_001.png"}
+
+
+def test_faces_of_one_stem_are_refused(camera: Path, config: TargetsConfig, tmp_path: Path) -> None:
+    (camera / "face_001.jpg").write_bytes((camera / "face_001.png").read_bytes())
+    with pytest.raises(InputFileError, match=r"face_001\.jpg and face_001\.png"):
+        make_targets(camera, tmp_path / "t", config, show=False)
+
+
+def test_finetune_never_passes_old_training_off_as_new(camera: Path, config: TargetsConfig, tmp_path: Path) -> None:
+    training = RestorerTraining(steps=2, precision="fp32", losses=LossWeights(prior_features=0.0, adversarial=0.0))
+    settings = FinetuneConfig(restorer=config.restorer, prior=config.prior, batch=2, training=training)
+    clean, run = tmp_path / "clean", tmp_path / "run"
+    first = head_of(finetune(camera, clean, run, settings, show=False))
+    assert head_of(finetune(camera, clean, run, settings, show=False)) == first  # nothing left to do
+    write_faces(clean, make_faces(10, seed=5))
+    with pytest.raises(ConfigError, match="--overwrite"):
+        finetune(camera, clean, run, settings, show=False)
+    assert head_of(run) == first
+    assert head_of(finetune(camera, clean, run, settings, overwrite=True, show=False)) != first
+
+
+def test_replay_and_truth_need_their_folders(camera: Path, config: TargetsConfig, tmp_path: Path) -> None:
+    training = RestorerTraining(steps=1, losses=LossWeights(prior_features=0.0, adversarial=0.0))
+    settings = FinetuneConfig(restorer=config.restorer, batch=2, replay=0.5, training=training)
+    with pytest.raises(ConfigError, match="--real"):
+        finetune(camera, tmp_path / "clean", tmp_path / "run", settings, show=False)
+    with pytest.raises(ConfigError, match="0 to 1"):
+        FinetuneConfig(replay=2.0)
+    with pytest.raises(ConfigError, match="--test"):
+        adapt(camera, tmp_path / "run", AdaptConfig(targets=config), truth=camera, show=False)
+
+
+def test_settings_that_bind_each_other_change_together() -> None:
+    given = {"start": 60, "hold_until": 10, "method": None}
+    changed = override(TargetsConfig(sampler=PRESETS["paper-swinir"]), {f"sampler.{k}": v for k, v in given.items()})
+    assert (changed.sampler.start, changed.sampler.hold_until) == (60, 10)
+    assert override(changed, {"sampler": None, "sampler.start": None}) == changed

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 import torch
 from training_fakes import SIDE, make_faces, save_small_prior, small_prior, write_faces
 
+from ufr_edge.adaptation import training
 from ufr_edge.adaptation.discriminator import Adversary, UNetDiscriminatorSN
 from ufr_edge.adaptation.faces import FaceSet, load_faces, source_weights
 from ufr_edge.adaptation.loop import LoopConfig, run_loop
@@ -28,7 +31,8 @@ from ufr_edge.adaptation.pretrain import (
 )
 from ufr_edge.adaptation.prior_task import PriorTask, PriorTraining
 from ufr_edge.adaptation.restorer_task import LossWeights, RestorerTask, RestorerTraining
-from ufr_edge.adaptation.training import CHECKPOINT, read_log
+from ufr_edge.adaptation.training import CHECKPOINT, append_log, pick_device, read_log
+from ufr_edge.config import load_config
 from ufr_edge.errors import ConfigError, InputFileError, ModelFileError, TrainingError
 from ufr_edge.priors.features import PriorFeatures
 from ufr_edge.priors.files import load_prior
@@ -249,3 +253,49 @@ def test_prior_crops_come_first(tmp_path: Path) -> None:
         found.step(step)
     assert [cropped for cropped, _ in seen] == [1, 1, 0, 0]
     assert all(highest < 50 for cropped, highest in seen if cropped)
+
+
+def test_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
+    run_loop(task(tmp_path), tmp_path, LoopConfig(steps=1), show=False)
+    other = task(tmp_path)
+    other.model = build_restorer("edge-m")
+    with pytest.raises(ModelFileError, match="another network"):
+        run_loop(other, tmp_path, LoopConfig(steps=2), show=False)
+
+
+def test_log_holds_each_step_once_after_a_crash(tmp_path: Path) -> None:
+    for step in (10, 20, 30, 20, 30, 40):
+        append_log(tmp_path, {"step": step, "l1": 1.0})
+    steps = [entry["step"] for entry in read_log(tmp_path)]
+    assert steps == sorted(steps) and steps[-1] == 40 and steps.count(30) == 1
+
+
+def test_unknown_device_is_a_settings_error() -> None:
+    with pytest.raises(ConfigError, match="no device 'foo'"):
+        pick_device("foo")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_full_disk_while_saving_is_said_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def full(path: Path) -> Iterator[Path]:
+        yield Path("/dev/full")
+
+    monkeypatch.setattr(training, "atomic_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        training.save_checkpoint(tmp_path / CHECKPOINT, {"a": torch.zeros(100_000)})
+
+
+def test_prior_settings_are_checked(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="highest"):
+        PriorTraining(steps=1, visited=800)
+    config = PretrainPrior(side=SIDE, channels=(32, 32), training=PriorTraining(steps=1, crop_steps=1, crop=128))
+    write_faces(tmp_path / "f", make_faces(8))
+    with pytest.raises(ConfigError, match="training.crop"):
+        pretrain_prior(tmp_path / "f", tmp_path / "run", config, val=tmp_path / "f", show=False)
+
+
+@pytest.mark.parametrize(("cls", "name"), [(PretrainRestorer, "edge-m-256"), (PretrainPrior, "prior-256")])
+def test_shipped_configs_load(cls: type[Any], name: str) -> None:
+    config = load_config(cls, Path(__file__).parents[1] / "configs" / f"{name}.toml")
+    assert config.side == 256 and config.training.steps == config.loop.steps

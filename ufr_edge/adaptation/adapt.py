@@ -18,6 +18,7 @@ from ufr_edge.adaptation.report import Section, curve_uri, figures_table, pictur
 from ufr_edge.adaptation.restorer_task import restore_batch
 from ufr_edge.adaptation.targets import TargetsConfig, make_targets
 from ufr_edge.adaptation.training import pick_device, read_log
+from ufr_edge.errors import ConfigError
 from ufr_edge.files import write_json
 from ufr_edge.priors.features import PriorFeatures
 from ufr_edge.priors.files import load_prior
@@ -69,13 +70,18 @@ def adapt(
     Writes `out`/targets, `out`/weights.safetensors, `out`/report.html, `out`/figures.json. `real`: unrelated
     clean faces for the adversarial term. `test_faces`: faces of the camera kept out of training, to measure
     on (default: the training faces); `truth`: their clean versions, matched by stem, when they are known.
-    Goes on where an earlier call with the same settings stopped.
+    Goes on where an earlier call with the same settings stopped. Raises ConfigError for `truth` alone.
     """
+    if truth and not test_faces:
+        msg = "--truth gives the clean versions of --test: give --test FOLDER too."
+        raise ConfigError(msg)
     config = config.aligned()
     side = load_restorer(config.targets.restorer).side
     held = load_pairs(test_faces, truth, side, minimum=1) if test_faces and truth else None
     make_targets(faces, out / "targets", config.targets, overwrite=overwrite, show=show)
-    weights = finetune(faces, out / "targets", out, config.finetune, real=real, held_out=held, show=show)
+    weights = finetune(
+        faces, out / "targets", out, config.finetune, real=real, held_out=held, overwrite=overwrite, show=show
+    )
     device = pick_device(config.targets.device)
     base, adapted = (load_restorer(source).model.to(device) for source in (config.targets.restorer, weights))
     lq = held.lq if held else load_faces(test_faces or faces, side, limit=64, minimum=1).images
@@ -95,7 +101,7 @@ def adapt(
         kept["truth"] = held.truth[: config.shown]
     save_picture(out / "strip-training.jpg", strip(seen))
     save_picture(out / "strip-held-out.jpg", strip(kept))
-    _write_report(out, figures, seen, kept, known=held is not None)
+    _write_report(out, figures, seen, kept, known=held is not None, unseen=test_faces is not None)
     return AdaptReport(weights=out / WEIGHTS_NAME, report=out / "report.html", figures=figures)
 
 
@@ -106,8 +112,6 @@ def load_targets(folder: Path, faces: FaceSet, side: int) -> Images:
     return found.images[[by_stem[Path(name).stem] for name in faces.names]]
 
 
-
-
 def _write_report(
     out: Path,
     figures: Mapping[str, Mapping[str, float]],
@@ -115,12 +119,14 @@ def _write_report(
     kept: Mapping[str, Images],
     *,
     known: bool,
+    unseen: bool,
 ) -> None:
     head, rows = figures_table(figures)
+    measured = "Faces kept out of training" if unseen else "Faces measured on (the training faces: no --test)"
     how = "against the known truth" if known else "without ground truth: there is none"
     sections = [
         Section(title="Figures", text=f"Measured on faces of this camera, {how}.", head=head, rows=rows),
-        Section(title="Faces kept out of training", picture=picture_uri(strip(kept))),
+        Section(title=measured, picture=picture_uri(strip(kept))),
         Section(title="Training faces and their pseudo targets", picture=picture_uri(strip(seen))),
         Section(title="Training", picture=curve_uri(read_log(out), LOGGED)),
     ]

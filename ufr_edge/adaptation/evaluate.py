@@ -10,9 +10,10 @@ import torch
 from numpy.typing import NDArray
 
 from ufr_edge.adaptation.faces import load_faces
+from ufr_edge.adaptation.finetune import load_pairs
 from ufr_edge.adaptation.restorer_task import restore_batch
 from ufr_edge.adaptation.training import pick_device, to_tensor
-from ufr_edge.errors import ShapeError
+from ufr_edge.errors import ConfigError, ShapeError
 from ufr_edge.metrics.frechet import frechet_distance
 from ufr_edge.metrics.pairs import pair_by_name
 from ufr_edge.metrics.quality import psnr, ssim
@@ -28,7 +29,7 @@ def reference_figures(restored: Images, truth: Images, features: PriorFeatures |
     """Mean figures of restored faces against the truth, both uint8 (N, S, S, 3) RGB.
 
     `psnr_db`, `ssim`: RGB, no border crop, no mean/std matching. `prior_feature_distance` (lower is better)
-    and `prior_frechet_distance` are on the frozen prior's own features: they are not LPIPS or FID.
+    and `prior_frechet_distance` (from two faces on) are on the frozen prior's own features: they are not LPIPS or FID.
     """
     if restored.shape != truth.shape:
         msg = f"Restored faces {restored.shape} and truth {truth.shape} must have the same shape."
@@ -40,6 +41,7 @@ def reference_figures(restored: Images, truth: Images, features: PriorFeatures |
     }
     if features is not None:
         figures["prior_feature_distance"] = feature_distance(restored, truth, features)
+    if features is not None and len(restored) > 1:  # one face has no covariance
         figures["prior_frechet_distance"] = frechet_distance(_pooled(restored, features), _pooled(truth, features))
     return figures
 
@@ -85,21 +87,25 @@ def evaluate_faces(
     """Measure a folder of faces, and what `restorer` makes of them ("input", "restored").
 
     `truth`: clean faces of the same names; without it only the figures that need none are given.
-    Raises InputFileError naming the files that do not pair up.
+    Raises InputFileError naming the files that do not pair up, ConfigError for an impossible `side`.
     """
     chosen = pick_device(device)
     loaded = load_restorer(restorer) if restorer else None
     side = loaded.side if loaded else side
-    lq = load_faces(faces, side, minimum=1)
-    known = None
+    if side < 64 or side % 32:
+        msg = f"The side must be a multiple of 32 from 64 on, such as 256; got {side}."
+        raise ConfigError(msg)
     if truth is not None:
         pair_by_name(faces, truth)
-        known = load_faces(truth, side, minimum=1).images
-    stacks = {"input": lq.images}
+        pairs = load_pairs(faces, truth, side, minimum=1)  # an unusable file takes its partner out with it
+        lq, known = pairs.lq, pairs.truth
+    else:
+        lq, known = load_faces(faces, side, minimum=1).images, None
+    stacks = {"input": lq}
     if loaded:
-        stacks["restored"] = restore_batch(loaded.model.to(chosen), lq.images, chosen)
+        stacks["restored"] = restore_batch(loaded.model.to(chosen), lq, chosen)
     features = PriorFeatures(load_prior(prior).to(chosen)) if prior else None
-    return measure(stacks, lq.images, known, features)
+    return measure(stacks, lq, known, features)
 
 
 def measure(

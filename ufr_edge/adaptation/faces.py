@@ -70,16 +70,18 @@ def read_face(path: Path, side: int) -> NDArray[np.uint8]:
 def load_faces(
     folder: Path, side: int, *, limit: int | None = None, minimum: int = MINIMUM_FACES, show: bool = False
 ) -> FaceSet:
-    """Load a folder of aligned faces. Files that cannot be used are named in `skipped`, the rest go on.
+    """Load a folder of aligned faces, the first `limit` good ones. Unusable files are named in `skipped`.
 
     Raises InputFileError when fewer than `minimum` good faces remain.
     """
-    paths = list_images(folder)[:limit]
+    paths = list_images(folder)
     images: list[NDArray[np.uint8]] = []
     names: list[str] = []
     skipped: list[tuple[str, str]] = []
-    with progress_bar(f"reading {folder.name}", len(paths), show=show) as advance:
+    with progress_bar(f"reading {folder.name}", min(len(paths), limit or len(paths)), show=show) as advance:
         for path in paths:
+            if len(images) == limit:
+                break
             try:
                 images.append(read_face(path, side))
                 names.append(path.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,12 +13,12 @@ import torch
 from numpy.typing import NDArray
 
 from ufr_edge.adaptation.faces import MINIMUM_FACES, FaceSet, load_faces
-from ufr_edge.adaptation.loop import LoopConfig, run_loop
+from ufr_edge.adaptation.loop import LoopConfig, check_origin, run_loop
 from ufr_edge.adaptation.pretrain import degrading_source, face_source
 from ufr_edge.adaptation.restorer_task import HeldOut, PairSource, RestorerTask, RestorerTraining
 from ufr_edge.adaptation.training import pick_device
 from ufr_edge.config import to_json
-from ufr_edge.errors import InputFileError
+from ufr_edge.errors import ConfigError, InputFileError
 from ufr_edge.files import sha256_file, write_json
 from ufr_edge.priors.features import PriorFeatures
 from ufr_edge.priors.files import load_prior
@@ -46,6 +47,12 @@ class FinetuneConfig:
     seed: int = 0
     device: str = "auto"
 
+    def __post_init__(self) -> None:
+        """Raise ConfigError when `replay` is no share."""
+        if not 0 <= self.replay <= 1:
+            msg = f"replay is a share from 0 to 1; got {self.replay}."
+            raise ConfigError(msg)
+
 
 def finetune(
     faces: Path,
@@ -55,15 +62,19 @@ def finetune(
     *,
     real: Path | None = None,
     held_out: HeldOut | None = None,
+    overwrite: bool = False,
     show: bool = True,
 ) -> Path:
     """Fine-tune on pairs matched by stem and write `out`/weights.safetensors; returns its path.
 
     `real`: a folder of unrelated clean faces, for the adversarial term and replay. Goes on from
-    `out`/checkpoint.pt. Raises InputFileError with fewer than 8 pairs, TrainingError on a NaN loss.
+    `out`/checkpoint.pt. Raises InputFileError with fewer than 8 pairs, TrainingError on a NaN loss,
+    ConfigError when the checkpoint has other weights, pairs or losses behind it (`overwrite` starts afresh).
     """
     start = load_restorer(config.restorer)
     pairs = load_pairs(faces, targets, start.side, show=show)
+    origin = _origin(start.path, pairs, config)
+    check_origin(out, kind=RestorerTask.kind, origin=origin, overwrite=overwrite)
     clean = load_faces(real, start.side, show=show) if real else None
     device = pick_device(config.device)
     torch.manual_seed(config.seed)  # the discriminator's initialisation
@@ -78,7 +89,7 @@ def finetune(
         device=device,
     )
     write_json(out / "config.json", to_json(config))
-    steps = run_loop(task, out, dataclasses.replace(config.loop, steps=config.training.steps), show=show)
+    steps = run_loop(task, out, dataclasses.replace(config.loop, steps=config.training.steps), origin=origin, show=show)
     path = out / WEIGHTS_NAME
     meta = {"steps": str(steps), "parent_sha256": sha256_file(start.path), "pairs": str(len(pairs.lq))}
     save_restorer(task.result, path, arch=start.arch, side=start.side, meta=meta)
@@ -117,6 +128,9 @@ def pair_source(pairs: HeldOut, config: FinetuneConfig) -> PairSource:
 
 
 def _mixed(draw: PairSource, clean: FaceSet | None, config: FinetuneConfig) -> PairSource:
+    if config.replay > 0 and clean is None:
+        msg = "Replay needs clean faces: give --real FOLDER, or set it to 0."
+        raise ConfigError(msg)
     count = round(config.replay * config.batch)
     if count == 0 or clean is None:
         return draw
@@ -128,6 +142,15 @@ def _mixed(draw: PairSource, clean: FaceSet | None, config: FinetuneConfig) -> P
         return lq, goal
 
     return both
+
+
+def _origin(start: Path, pairs: HeldOut, config: FinetuneConfig) -> str:
+    """Digest of what decides the result beside the length and the rate of training, which may change midway."""
+    settings = (config.prior, config.flip, config.replay, config.seed, config.training.losses)
+    digest = hashlib.sha256(f"{sha256_file(start)} {settings}".encode())
+    for images in (pairs.lq, pairs.truth):
+        digest.update(images.tobytes())
+    return digest.hexdigest()
 
 
 def _features(config: FinetuneConfig, device: torch.device) -> PriorFeatures | None:

@@ -9,12 +9,13 @@ from typing import Any, Protocol
 
 from ufr_edge.adaptation.training import (
     CHECKPOINT,
+    LOG,
     append_log,
     deferred_interrupt,
     load_checkpoint,
     save_checkpoint,
 )
-from ufr_edge.errors import ConfigError
+from ufr_edge.errors import ConfigError, ModelFileError
 from ufr_edge.progress import progress_bar
 
 
@@ -57,18 +58,15 @@ class LoopConfig:
             raise ConfigError(msg)
 
 
-def run_loop(task: Task, run: Path, config: LoopConfig, *, show: bool = True) -> int:
+def run_loop(task: Task, run: Path, config: LoopConfig, *, origin: str | None = None, show: bool = True) -> int:
     """Train `task` in the folder `run`, going on from its checkpoint when there is one. Returns the steps done.
 
     Ctrl-C (or SIGTERM) ends after the step in hand: state is saved, then KeyboardInterrupt is raised.
-    Raises TrainingError on a NaN loss, ModelFileError for a checkpoint of another kind.
+    `origin` names what is trained from and on; see `check_origin`.
+    Raises TrainingError on a NaN loss, ModelFileError for a checkpoint of another kind or network.
     """
     run.mkdir(parents=True, exist_ok=True)
-    saved = load_checkpoint(run / CHECKPOINT, kind=task.kind)
-    step = 0
-    if saved is not None:
-        task.load(saved["task"])
-        step = int(saved["step"])
+    step = _go_on(task, run)
     deadline = time.monotonic() + config.minutes * 60 if config.minutes else float("inf")
     with progress_bar(task.kind, config.steps, done=step, show=show) as advance, deferred_interrupt() as asked:
         while step < config.steps and not asked and time.monotonic() < deadline:
@@ -80,13 +78,44 @@ def run_loop(task: Task, run: Path, config: LoopConfig, *, show: bool = True) ->
             if step % config.evaluate_every == 0 or step == config.steps:
                 append_log(run, {"step": step, **task.evaluate(step)})
             if step % config.save_every == 0:
-                _save(task, run, step)
+                _save(task, run, step, origin)
             advance(1)
-    _save(task, run, step)
+    _save(task, run, step, origin)
     if asked:
         raise KeyboardInterrupt
     return step
 
 
-def _save(task: Task, run: Path, step: int) -> None:
-    save_checkpoint(run / CHECKPOINT, {"kind": task.kind, "step": step, "task": task.state()})
+def check_origin(run: Path, *, kind: str, origin: str, overwrite: bool) -> None:
+    """Make sure that a checkpoint in `run` was trained from and on the same things; `overwrite` removes another.
+
+    Raises ConfigError when it was not, ModelFileError when it is damaged or of another kind.
+    """
+    saved = load_checkpoint(run / CHECKPOINT, kind=kind)
+    if saved is None or saved.get("origin", origin) == origin:
+        return
+    if not overwrite:
+        msg = (
+            f"{run} holds training from other weights, on other pairs or with other losses. "
+            "Give --overwrite, or choose another folder."
+        )
+        raise ConfigError(msg)
+    for name in (CHECKPOINT, LOG):
+        (run / name).unlink(missing_ok=True)
+
+
+def _go_on(task: Task, run: Path) -> int:
+    saved = load_checkpoint(run / CHECKPOINT, kind=task.kind)
+    if saved is None:
+        return 0
+    try:
+        task.load(saved["task"])
+        return int(saved["step"])
+    except (KeyError, ValueError, RuntimeError, TypeError, AttributeError) as exc:
+        msg = f"{run / CHECKPOINT} is of another network or other settings. Choose another output folder."
+        raise ModelFileError(msg) from exc
+
+
+def _save(task: Task, run: Path, step: int, origin: str | None) -> None:
+    known = {"origin": origin} if origin else {}
+    save_checkpoint(run / CHECKPOINT, {"kind": task.kind, "step": step, **known, "task": task.state()})

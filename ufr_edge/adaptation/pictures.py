@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from ufr_edge.errors import OutputError
 from ufr_edge.files import atomic_file
 
 _BAR = 26
@@ -26,8 +27,10 @@ def strip(columns: Mapping[str, NDArray[np.uint8]]) -> NDArray[np.uint8]:
 
 
 def save_picture(path: Path, image: NDArray[np.uint8]) -> None:
-    """Write uint8 (H, W, 3) RGB as PNG or JPEG (by suffix), atomically."""
+    """Write uint8 (H, W, 3) RGB as PNG or JPEG (by suffix), atomically. Raises OutputError."""
+    ok, data = cv2.imencode(path.suffix, image[..., ::-1])
+    if not ok:
+        msg = f"{path}: a picture of {image.shape[1]}x{image.shape[0]} cannot be encoded as {path.suffix}."
+        raise OutputError(msg)
     with atomic_file(path) as beside:
-        ok, data = cv2.imencode(path.suffix, image[..., ::-1])
-        if ok:
-            beside.write_bytes(data.tobytes())
+        beside.write_bytes(data.tobytes())

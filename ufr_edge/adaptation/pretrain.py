@@ -19,7 +19,7 @@ from ufr_edge.adaptation.restorer_task import HeldOut, LossWeights, RestorerTask
 from ufr_edge.adaptation.training import pick_device
 from ufr_edge.config import to_json
 from ufr_edge.degradations.presets import degrade, get_preset
-from ufr_edge.files import write_json
+from ufr_edge.files import atomic_folder, write_json
 from ufr_edge.priors.features import PriorFeatures
 from ufr_edge.priors.files import load_prior
 from ufr_edge.priors.model import DiffusionPrior, build_prior
@@ -118,7 +118,8 @@ def pretrain_prior(faces: Path, out: Path, config: PretrainPrior, *, val: Path, 
     )
     write_json(out / "config.json", to_json(config))
     run_loop(task, out, _with_steps(config.loop, config.training.steps), show=show)
-    task.result.save_pretrained(out / "prior")
+    with atomic_folder(out / "prior", overwrite=True) as beside:
+        task.result.save_pretrained(beside)
     return out / "prior"
 
 

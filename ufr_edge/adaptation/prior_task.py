@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from ufr_edge.adaptation.pictures import save_picture, strip
 from ufr_edge.adaptation.restorer_task import ImageSource
 from ufr_edge.adaptation.training import Ema, autocast, check_loss, cosine, place, to_tensor, to_uint8
+from ufr_edge.errors import ConfigError
 from ufr_edge.priors.model import DiffusionPrior, base_abar
 
 EVALUATED_TIMESTEPS = (20, 60, 120, 240, 400, 600)
@@ -47,6 +48,13 @@ class PriorTraining:
     crop_visited: int = 420
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        """Raise ConfigError when the timesteps are out of order."""
+        below = (self.low, self.visited, self.crop_visited)
+        if min(below) < 1 or max(below) >= self.highest or self.highest > 1000:
+            msg = "low, visited and crop_visited must lie from 1 to below highest, and highest at most at 1000."
+            raise ConfigError(msg)
+
 
 class PriorTask:
     """One prior and its optimiser (see `loop.Task`)."""
@@ -66,6 +74,9 @@ class PriorTask:
     ) -> None:
         self.prior = place(prior, device).train()
         self.ema = Ema(self.prior, average.to(device), config.ema)
+        if config.crop_steps and config.crop > held_out.shape[1]:
+            msg = f"Crops of {config.crop} px do not fit faces of {held_out.shape[1]} px. Set training.crop lower."
+            raise ConfigError(msg)
         self.config, self.faces, self.run, self.device = config, faces, run, device
         self.held_out = to_tensor(held_out, device) * 2 - 1
         self.abar = base_abar(device)

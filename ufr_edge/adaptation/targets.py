@@ -18,7 +18,7 @@ from ufr_edge.adaptation.pictures import save_picture
 from ufr_edge.adaptation.restorer_task import restore_batch
 from ufr_edge.adaptation.training import pick_device, to_tensor, to_uint8
 from ufr_edge.config import to_json
-from ufr_edge.errors import ConfigError
+from ufr_edge.errors import ConfigError, InputFileError
 from ufr_edge.files import read_json, sha256_file, write_json
 from ufr_edge.priors.files import load_prior
 from ufr_edge.priors.model import DiffusionPrior
@@ -77,13 +77,15 @@ def make_targets(
     """Write one PNG target per face of `faces` into `out`, with provenance in `out`/index.jsonl.
 
     Goes on where an earlier call with the same config stopped. Raises ConfigError when `out` holds targets
-    of another config (give `overwrite`), InputFileError with fewer than 8 good faces.
+    of another config (give `overwrite`), InputFileError with fewer than 8 good faces or two of one stem.
+    A target whose face has changed since is drawn again.
     """
     device = pick_device(config.device)
     restorer, prior = load_restorer(config.restorer), load_prior(config.prior).to(device).eval()
     found = load_faces(faces, restorer.side, show=show)
+    _check_stems(faces, found.names)
     done = _prepare(out, {**to_json(config), "restorer_sha256": sha256_file(restorer.path)}, overwrite=overwrite)
-    wanted = [i for i, name in enumerate(found.names) if name not in done]
+    wanted = [i for i, name in enumerate(found.names) if done.get(name) != _digest(found.images[i])]
     model = restorer.model.to(device)
     with progress_bar("targets", len(found), done=len(found) - len(wanted), show=show) as advance:
         for start in range(0, len(wanted), config.batch):
@@ -109,7 +111,19 @@ def read_index(folder: Path) -> dict[str, dict[str, Any]]:
     return entries
 
 
-def _prepare(out: Path, config: dict[str, Any], *, overwrite: bool) -> set[str]:
+def _check_stems(folder: Path, names: Sequence[str]) -> None:
+    stems: dict[str, str] = {}
+    for name in names:
+        if (other := stems.setdefault(Path(name).stem, name)) != name:
+            msg = f"{folder} holds {other} and {name}, whose targets would have one name. Rename one of them."
+            raise InputFileError(msg)
+
+
+def _digest(image: NDArray[np.uint8]) -> str:
+    return hashlib.sha256(image.tobytes()).hexdigest()
+
+
+def _prepare(out: Path, config: dict[str, Any], *, overwrite: bool) -> dict[str, str]:
     path = out / CONFIG
     if path.exists() and read_json(path) != json.loads(json.dumps(config)):
         if not overwrite:
@@ -118,7 +132,7 @@ def _prepare(out: Path, config: dict[str, Any], *, overwrite: bool) -> set[str]:
         (out / INDEX).unlink(missing_ok=True)
     out.mkdir(parents=True, exist_ok=True)
     write_json(path, config)
-    return set(read_index(out))
+    return {name: entry["face_sha256"] for name, entry in read_index(out).items()}
 
 
 def _one_batch(
@@ -134,7 +148,7 @@ def _one_batch(
                 "face": name,
                 "target": target_name(name),
                 "seed": seed,
-                "face_sha256": hashlib.sha256(face.tobytes()).hexdigest(),
-                "target_sha256": hashlib.sha256(target.tobytes()).hexdigest(),
+                "face_sha256": _digest(face),
+                "target_sha256": _digest(target),
             }
             index.write(json.dumps(entry) + "\n")

@@ -30,7 +30,11 @@ def pick_device(wanted: str = "auto") -> torch.device:
     """Return the device asked for; "auto" is CUDA when there is one. Raises ConfigError when it is not there."""
     if wanted == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(wanted)
+    try:
+        device = torch.device(wanted)
+    except RuntimeError as exc:
+        msg = f"There is no device {wanted!r}. Use --device auto, cpu or cuda:0."
+        raise ConfigError(msg) from exc
     if device.type == "cuda" and not torch.cuda.is_available():
         msg = "There is no CUDA device here (torch.cuda.is_available() is False). Use --device cpu."
         raise ConfigError(msg)
@@ -103,9 +107,10 @@ def check_loss(loss: Tensor, step: int, run: Path) -> float:
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
-    """Write a checkpoint atomically."""
-    with atomic_file(path) as beside:
-        torch.save(dict(state), beside)
+    """Write a checkpoint atomically. Raises OutputError on a full disk."""
+    # Through Python's file: torch's own writer says "unexpected pos" where the disk is full.
+    with atomic_file(path) as beside, beside.open("wb") as file:
+        torch.save(dict(state), file)
 
 
 def load_checkpoint(path: Path, *, kind: str) -> dict[str, Any] | None:
@@ -118,7 +123,7 @@ def load_checkpoint(path: Path, *, kind: str) -> dict[str, Any] | None:
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as exc:  # border: torch raises many kinds for a damaged file
-        msg = f"{path} is damaged ({type(exc).__name__}). Remove it to start over, or give --init from other weights."
+        msg = f"{path} is damaged ({type(exc).__name__}). Remove it to start over."
         raise ModelFileError(msg) from exc
     if not isinstance(state, dict) or state.get("kind") != kind:
         msg = f"{path} is no checkpoint of {kind}. Choose another output folder."
@@ -133,16 +138,19 @@ def append_log(run: Path, entry: Mapping[str, Any]) -> None:
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
-    """Return the log's entries; a torn last line (power cut) is left out."""
+    """Return the log's entries, without torn lines (power cut) and steps that were done again after a crash."""
     path = run / LOG
     entries: list[dict[str, Any]] = []
     if not path.exists():
         return entries
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            entries.append(json.loads(line))
+            entry = json.loads(line)
         except ValueError:
             continue
+        while entries and entries[-1]["step"] > entry["step"]:
+            entries.pop()
+        entries.append(entry)
     return entries
 
 
@@ -150,8 +158,8 @@ def read_log(run: Path) -> list[dict[str, Any]]:
 def deferred_interrupt() -> Iterator[list[int]]:
     """Collect SIGINT/SIGTERM in the yielded list instead of raising, so that a step is never cut in half.
 
-    The loop looks at the list after each step, saves, and calls `stop_if_asked`. Outside the main thread
-    signals are left alone.
+    The loop looks at the list after each step, saves, and raises KeyboardInterrupt. A second signal raises
+    at once. Outside the main thread signals are left alone.
     """
     asked: list[int] = []
 

@@ -24,17 +24,19 @@ from ufr_edge.cli.options import (
 @click.option("--real", type=FOLDER, help="Unrelated clean faces, for the adversarial term.")
 @click.option("--restorer", help="What training starts from. [default: edge-m-256]")
 @click.option("--prior", help="Prior whose features the perceptual term uses. [default: prior-256]")
-@click.option("--w-l1", type=float, help="Weight of L1. [default: 1.0]")
-@click.option("--w-features", type=float, help="Weight of the prior-feature distance. [default: 0.4]")
-@click.option("--w-adversarial", type=float, help="Weight of the adversarial term. [default: 0.1; 0 without --real]")
-@click.option("--replay", type=float, help="Share of old (classic) pairs in each batch, from --real. [default: 0]")
+@click.option("--w-l1", type=click.FloatRange(0), help="Weight of L1. [default: 1.0]")
+@click.option("--w-features", type=click.FloatRange(0), help="Weight of the prior-feature distance. [default: 0.4]")
+@click.option("--w-adversarial", type=click.FloatRange(0), help="Weight of the adversarial term. [default: 0.1; 0 without --real]")
+@click.option("--replay", type=click.FloatRange(0, 1), help="Share of old (classic) pairs in each batch, from --real. [default: 0]")
 @training_options
+@click.option("--overwrite", is_flag=True, help="Start afresh where the folder holds training on other things.")
 @common_options
 def command(
     faces: Path,
     targets: Path,
     out: Path,
     real: Path | None,
+    overwrite: bool,
     no_progress: bool,
     config_file: Path | None,
     **given: Any,
@@ -43,7 +45,7 @@ def command(
     from ufr_edge.adaptation.finetune import FinetuneConfig, finetune
 
     config = override(read_config(FinetuneConfig, config_file), finetune_values(given, real))
-    path = finetune(faces, targets, out, config, real=real, show=not no_progress)
+    path = finetune(faces, targets, out, config, real=real, overwrite=overwrite, show=not no_progress)
     click.echo(f"weights: {path}")
 
 

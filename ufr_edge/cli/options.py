@@ -32,7 +32,7 @@ def common_options(function: F) -> F:
     return stack(
         click.option("--config", "config_file", type=FOLDER, help="TOML or JSON with the same settings; flags win."),
         click.option("--device", help="auto, cpu, cuda:0. [default: auto]"),
-        click.option("--seed", type=int, help="Everything random follows from it. [default: 0]"),
+        click.option("--seed", type=click.IntRange(0), help="Everything random follows from it. [default: 0]"),
         click.option("--no-progress", is_flag=True, help="Draw no progress bar."),
     )(function)
 
@@ -42,9 +42,13 @@ def training_options(function: F) -> F:
     return stack(
         click.option("--steps", type=click.IntRange(1), help="Optimiser steps in all."),
         click.option("--batch", type=click.IntRange(1), help="Faces per step."),
-        click.option("--lr", type=float, help="Learning rate at the start; cosine down to --lr-end."),
-        click.option("--lr-end", type=float, help="Learning rate at the end."),
-        click.option("--minutes", type=float, help="Stop after so many minutes; the same command goes on later."),
+        click.option("--lr", type=click.FloatRange(0, min_open=True), help="Learning rate at the start; cosine down to --lr-end."),
+        click.option("--lr-end", type=click.FloatRange(0), help="Learning rate at the end."),
+        click.option(
+            "--minutes",
+            type=click.FloatRange(0, min_open=True),
+            help="Stop after so many minutes; the same command goes on later.",
+        ),
         click.option("--train-precision", type=click.Choice(["auto", "fp32", "bf16"]), help="Precision of training."),
     )(function)
 
@@ -75,14 +79,21 @@ def read_config(cls: type[T], config_file: Path | None, default: T | None = None
 
 
 def override(config: T, values: Mapping[str, Any]) -> T:
-    """Replace the fields of a frozen dataclass that were given (not None). Nested: "training.lr"."""
+    """Replace the fields of a frozen dataclass that were given (not None). Nested: "training.lr".
+
+    All at once: settings that hold each other in range (start, hold_until) may change together.
+    """
+    fields: dict[str, Any] = {}
+    nested: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
-        if value is None:
-            continue
         head, _, rest = name.partition(".")
-        inner = override(getattr(config, head), {rest: value}) if rest else value
-        config = dataclasses.replace(config, **{head: inner})  # type: ignore[type-var]
-    return config
+        if value is not None and rest:
+            nested.setdefault(head, {})[rest] = value
+        elif value is not None:
+            fields[head] = value
+    for head, inner in nested.items():
+        fields[head] = override(fields.get(head, getattr(config, head)), inner)
+    return dataclasses.replace(config, **fields) if fields else config  # type: ignore[type-var]
 
 
 def training_values(given: Mapping[str, Any]) -> dict[str, Any]:
