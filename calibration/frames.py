@@ -25,7 +25,7 @@ MIN_IMAGES = 8
 _MIN_STD = 3.0  # uint8 levels: below it an image is blank
 _MIN_CORRELATION = 0.2  # white noise has 0; the noisiest real face lies far above (low frequencies dominate)
 _SAME_LEVELS = 1.5  # mean difference of 16x16 thumbnails below which two frames show the same thing
-_COLLECT = "Collect faces from the camera: ufr-edge collect -i SOURCE -o FOLDER"
+_COLLECT = "Collect faces from the camera: ufr-edge collect SOURCE -o FOLDER"
 
 
 @dataclass(frozen=True, kw_only=True)

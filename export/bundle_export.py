@@ -129,7 +129,7 @@ def _check_calibration(requests: Sequence[EngineRequest], calibration: Path | No
     if calibration is None and any(request.precision == "int8" for request in requests):
         msg = (
             "An int8 engine needs faces of the camera it is for. Give --calibration FOLDER; "
-            "collect them with: ufr-edge collect -i SOURCE -o FOLDER"
+            "collect them with: ufr-edge collect SOURCE -o FOLDER"
         )
         raise CalibrationError(msg)
 

@@ -19,7 +19,7 @@ from ufr_edge.runtime.timing import StageClock
 from ufr_edge.runtime.video.opening import open_source
 from ufr_edge.runtime.video.prefetch import prefetch
 from ufr_edge.runtime.video.source import CopiedPacket, SourceFrame, SourceItem, VideoSource
-from ufr_edge.runtime.video.writer import EncodeConfig, VideoWriter
+from ufr_edge.runtime.video.writer import VIDEO_SUFFIXES, EncodeConfig, VideoWriter
 
 _QUEUE = 4  # frames held between two stages
 
@@ -172,6 +172,9 @@ def run_video(
     if "://" not in str(source):
         out = _check_out(Path(source), out, config)
     check_free(out, overwrite=config.overwrite)
+    if out.suffix.lower() not in VIDEO_SUFFIXES:
+        msg = f"{out} is no video name this can write. End it with {', '.join(sorted(VIDEO_SUFFIXES))}."
+        raise OutputError(msg)
     with ExitStack() as stack:
         video = stack.enter_context(closing(open_source(source, threads=config.threads)))
         run = stack.enter_context(_prepared(engine, config, detector, watch))
