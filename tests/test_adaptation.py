@@ -14,6 +14,7 @@ from training_fakes import SIDE, make_faces, save_small_prior, save_small_restor
 from ufr_edge.adaptation.adapt import AdaptConfig, adapt
 from ufr_edge.adaptation.evaluate import evaluate_faces
 from ufr_edge.adaptation.finetune import FinetuneConfig, finetune, load_pairs
+from ufr_edge.adaptation.pretrain import PretrainRestorer, pretrain_restorer
 from ufr_edge.adaptation.restorer_task import LossWeights, RestorerTraining
 from ufr_edge.adaptation.targets import TargetsConfig, image_seed, make_targets, read_index
 from ufr_edge.cli.options import override
@@ -177,6 +178,9 @@ def test_finetune_never_passes_old_training_off_as_new(camera: Path, config: Tar
     clean, run = tmp_path / "clean", tmp_path / "run"
     first = head_of(finetune(camera, clean, run, settings, show=False))
     assert head_of(finetune(camera, clean, run, settings, show=False)) == first  # nothing left to do
+    pretraining = PretrainRestorer(arch="edge-s", side=SIDE)
+    with pytest.raises(ConfigError, match="another folder"):
+        pretrain_restorer(clean, run, pretraining, val=clean, show=False)
     write_faces(clean, make_faces(10, seed=5))
     with pytest.raises(ConfigError, match="--overwrite"):
         finetune(camera, clean, run, settings, show=False)

@@ -86,18 +86,20 @@ def run_loop(task: Task, run: Path, config: LoopConfig, *, origin: str | None = 
     return step
 
 
-def check_origin(run: Path, *, kind: str, origin: str, overwrite: bool) -> None:
+def check_origin(run: Path, *, kind: str, origin: str | None = None, overwrite: bool = False) -> None:
     """Make sure that a checkpoint in `run` was trained from and on the same things; `overwrite` removes another.
+
+    Pretraining has no origin: it never goes on from a fine-tuning's checkpoint, nor the other way round.
 
     Raises ConfigError when it was not, ModelFileError when it is damaged or of another kind.
     """
     saved = load_checkpoint(run / CHECKPOINT, kind=kind)
-    if saved is None or saved.get("origin", origin) == origin:
+    if saved is None or saved.get("origin") == origin:
         return
     if not overwrite:
         msg = (
             f"{run} holds training from other weights, on other pairs or with other losses. "
-            "Give --overwrite, or choose another folder."
+            + ("Give --overwrite, or choose another folder." if origin else "Choose another folder.")
         )
         raise ConfigError(msg)
     for name in (CHECKPOINT, LOG):

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from ufr_edge.adaptation.faces import FaceSet, load_faces, source_weights
-from ufr_edge.adaptation.loop import LoopConfig, run_loop
+from ufr_edge.adaptation.loop import LoopConfig, check_origin, run_loop
 from ufr_edge.adaptation.prior_task import PriorTask, PriorTraining
 from ufr_edge.adaptation.restorer_task import HeldOut, LossWeights, RestorerTask, RestorerTraining
 from ufr_edge.adaptation.training import pick_device
@@ -76,9 +76,10 @@ def pretrain_restorer(faces: Path, out: Path, config: PretrainRestorer, *, val: 
     """Train a restorer on `faces`; writes `out`/weights.safetensors, config, log and strips, and returns its path.
 
     Goes on from `out`/checkpoint.pt when there is one. Raises InputFileError with fewer than 8 good faces,
-    TrainingError on a NaN loss.
+    TrainingError on a NaN loss, ConfigError or ModelFileError when `out` holds another training.
     """
     get_preset(config.degradation)
+    check_origin(out, kind=RestorerTask.kind)
     device = pick_device(config.device)
     train = load_faces(faces, config.side, show=show)
     held_out = degraded_pairs(load_faces(val, config.side, show=show, limit=64), config.degradation, seed=0)
@@ -103,6 +104,7 @@ def pretrain_prior(faces: Path, out: Path, config: PretrainPrior, *, val: Path, 
 
     Goes on from `out`/checkpoint.pt when there is one. Raises as `pretrain_restorer`.
     """
+    check_origin(out, kind=PriorTask.kind)
     device = pick_device(config.device)
     train = load_faces(faces, config.side, show=show)
     held_out = load_faces(val, config.side, show=show, limit=64)
