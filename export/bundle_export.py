@@ -18,7 +18,7 @@ from ufr_edge.export.onnx_export import restore_frames
 from ufr_edge.export.requests import EngineRequest
 from ufr_edge.export.sources import BASE, OnnxSources
 from ufr_edge.export.tensorrt_export import module_name
-from ufr_edge.files import atomic_folder, check_free, sha256_file
+from ufr_edge.files import atomic_folder, check_free, check_replaceable, sha256_file
 from ufr_edge.optional import require
 from ufr_edge.restorers.files import LoadedRestorer
 from ufr_edge.runtime.bundle import write_manifest
@@ -70,6 +70,7 @@ def export_bundle(
     """
     size = _check(restorer, out, formats, side)
     check_free(out, overwrite=overwrite)
+    check_replaceable(out, "manifest.json")
     _check_calibration(formats, calibration)
     frames = None if calibration is None else load_calibration(calibration, size)
     faces, origin = _parity_faces(parity_faces, frames, size)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ufr_edge.errors import ConfigError, InputFileError
-from ufr_edge.files import atomic_folder, write_json
+from ufr_edge.files import atomic_folder, check_replaceable, write_json
 from ufr_edge.runtime.faces.align import estimate_alignment, warp_face
 from ufr_edge.runtime.faces.detect import Detects, Face
 from ufr_edge.runtime.faces.warp import scale_of
@@ -21,6 +21,7 @@ from ufr_edge.runtime.video.opening import open_source
 from ufr_edge.runtime.video.source import SourceFrame, VideoSource
 
 INDEX = "index.jsonl"
+RECORD = "collect.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,9 +67,10 @@ def collect(
 
     `out` gets 000000.png, ... and index.jsonl, one line a crop: file, source, frame, time (s), score,
     box and landmarks (frame pixels), matrix (frame to crop). Raises InputFileError when no face is found,
-    OutputError.
+    OutputError; `overwrite` replaces only a folder that an earlier collect made.
     """
     config = config or CollectConfig()
+    check_replaceable(out, RECORD)
     frames = faceless = faces = 0
     name = _name(source)
     with atomic_folder(out, overwrite=overwrite) as folder, (folder / INDEX).open("w") as index:
@@ -86,7 +88,7 @@ def collect(
         if faces == 0:
             msg = f"No face was found in {frames} frames of {name}. Check the source, or lower --min-score."
             raise InputFileError(msg)
-        write_json(folder / "collect.json", {"source": name, "config": asdict(config)})
+        write_json(folder / RECORD, {"source": name, "config": asdict(config)})
     return CollectReport(source=name, out=out, frames=frames, frames_without_face=faceless, faces=faces)
 
 

@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 
 from ufr_edge.errors import InputFileError, OutputError
-from ufr_edge.files import atomic_file, atomic_folder, check_free, read_json, sha256_file, write_json
+from ufr_edge.files import (
+    atomic_file,
+    atomic_folder,
+    check_free,
+    check_replaceable,
+    read_json,
+    sha256_file,
+    write_json,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -137,3 +145,13 @@ def test_json_round_trip_and_its_errors(tmp_path: Path) -> None:
     path.write_bytes(b"\xff{")
     with pytest.raises(InputFileError, match=r"a\.json cannot be read as JSON"):
         read_json(path)
+
+
+def test_overwriting_never_removes_what_is_not_ours(tmp_path: Path) -> None:
+    check_replaceable(tmp_path / "absent", "record.json")
+    check_replaceable(tmp_path, "record.json")  # empty
+    (tmp_path / "holiday.jpg").write_bytes(b"mine")
+    with pytest.raises(OutputError, match="not made by this command"):
+        check_replaceable(tmp_path, "record.json")
+    (tmp_path / "record.json").write_text("{}")
+    check_replaceable(tmp_path, "record.json")

@@ -146,7 +146,7 @@ def test_losses_do_not_depend_on_the_batch(tmp_path: Path) -> None:
         found.model.zero_grad()
         total = 0.0
         for x, y in zip(lq.chunk(chunks), goal.chunk(chunks), strict=True):
-            loss, _ = found._losses(found.model(x), y)
+            loss, _ = found._losses(found.model(x), y, 0)
             (loss / chunks).backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach()) / chunks
         assert found.model.stem.weight.grad is not None

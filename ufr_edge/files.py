@@ -63,6 +63,19 @@ def check_free(path: Path, *, overwrite: bool) -> None:
         raise OutputError(msg)
 
 
+def check_replaceable(path: Path, record: str) -> None:
+    """Raise OutputError when folder `path` holds something and lacks the file `record` that our own results have.
+
+    So that --overwrite never removes pictures that are not ours.
+    """
+    if path.is_dir() and any(path.iterdir()) and not (path / record).is_file():
+        msg = (
+            f"{path} holds files but no {record}: it was not made by this command and is not replaced. "
+            "Choose another output."
+        )
+        raise OutputError(msg)
+
+
 def sha256_file(path: Path) -> str:
     """Return the SHA-256 of a file as 64 hex digits."""
     digest = hashlib.sha256()

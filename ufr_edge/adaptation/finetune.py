@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ufr_edge.adaptation.faces import MINIMUM_FACES, FaceSet, load_faces
 from ufr_edge.adaptation.loop import LoopConfig, check_origin, run_loop
 from ufr_edge.adaptation.pretrain import degrading_source, face_source
-from ufr_edge.adaptation.restorer_task import HeldOut, PairSource, RestorerTask, RestorerTraining
+from ufr_edge.adaptation.restorer_task import HeldOut, LossWeights, PairSource, RestorerTask, RestorerTraining
 from ufr_edge.adaptation.training import pick_device
 from ufr_edge.config import to_json
 from ufr_edge.errors import ConfigError, InputFileError
@@ -41,9 +41,19 @@ class FinetuneConfig:
     flip: bool = True
     replay: float = 0.0
     training: RestorerTraining = field(
-        default_factory=lambda: RestorerTraining(steps=2_000, lr=1e-4, lr_end=1e-5, discriminator_features=24)
+        default_factory=lambda: RestorerTraining(
+            steps=1_000,
+            lr=6e-4,
+            lr_end=3e-5,
+            warmup=10,
+            clip_norm=1.0,
+            discriminator_lr=2e-4,
+            discriminator_features=16,
+            adversarial_crop=128,
+            losses=LossWeights(prior_features=0.1, adversarial=0.01),
+        )
     )
-    loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=2_000))
+    loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=1_000))
     seed: int = 0
     device: str = "auto"
 

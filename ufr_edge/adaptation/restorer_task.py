@@ -41,7 +41,11 @@ class LossWeights:
 
 @dataclass(frozen=True, kw_only=True)
 class RestorerTraining:
-    """Optimiser settings: AdamW, cosine from `lr` to `lr_end`, EMA of the weights when `ema` > 0."""
+    """Optimiser settings: AdamW, cosine from `lr` to `lr_end`, EMA of the weights when `ema` > 0.
+
+    `adversarial_crop`: the discriminator sees a random crop of this side (multiple of 8) instead of the whole
+    face, which makes it as many times cheaper; 0 is the whole face, the paper's.
+    """
 
     steps: int
     lr: float = 2e-5
@@ -51,6 +55,7 @@ class RestorerTraining:
     precision: str = "auto"
     discriminator_lr: float = 2e-5
     discriminator_features: int = 64
+    adversarial_crop: int = 0
     clip_norm: float = 0.0
     losses: LossWeights = field(default_factory=LossWeights)
 
@@ -111,7 +116,7 @@ class RestorerTask:
             group["lr"] = cosine(step, config.steps, config.lr, config.lr_end, warmup=config.warmup)
         with autocast(self.device, config.precision):
             out = self.model(lq).float()
-            total, parts = self._losses(out, target)
+            total, parts = self._losses(out, target, step)
         check_loss(total, step, self.run)
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]
@@ -119,20 +124,31 @@ class RestorerTask:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
         self.optimizer.step()
         if self.adversary and self.real:
+            real = to_tensor(self.real(step), self.device)
             with autocast(self.device, config.precision):
-                parts["discriminator"] = self.adversary.update(out, to_tensor(self.real(step), self.device))
+                parts["discriminator"] = self.adversary.update(self._crop(out, step), self._crop(real, step))
         if self.ema:
             self.ema.update(step)
         return parts
 
-    def _losses(self, out: Tensor, target: Tensor) -> tuple[Tensor, dict[str, float]]:
+    def _crop(self, images: Tensor, step: int) -> Tensor:
+        """The part of the faces that the discriminator sees in this step."""
+        side, room = self.config.adversarial_crop, images.shape[-1] - self.config.adversarial_crop
+        if side == 0 or room <= 0:
+            return images
+        top, left = np.random.default_rng((step, 3)).integers(0, room + 1, 2)
+        return images[:, :, top : top + side, left : left + side]
+
+    def _losses(self, out: Tensor, target: Tensor, step: int) -> tuple[Tensor, dict[str, float]]:
         weights = self.config.losses
         terms = {"l1": (weights.l1, F.l1_loss(out, target))}
         if self.features is not None and weights.prior_features > 0:
-            distance = prior_feature_distance(self.features, out, target).mean()
-            terms["prior_features"] = (weights.prior_features, distance)
+            # The features sit on a grid of `factor` pixels: a new offset each step, or its pattern is learned.
+            offset = tuple(np.random.default_rng((step, 4)).integers(0, self.features.factor, 2).tolist())
+            pair = (torch.roll(images, offset, (2, 3)) for images in (out, target))
+            terms["prior_features"] = (weights.prior_features, prior_feature_distance(self.features, *pair).mean())
         if self.adversary:
-            terms["adversarial"] = (weights.adversarial, self.adversary.generator_loss(out))
+            terms["adversarial"] = (weights.adversarial, self.adversary.generator_loss(self._crop(out, step)))
         total = torch.stack([weight * value for weight, value in terms.values()]).sum()
         return total, {name: float(value.detach()) for name, (_, value) in terms.items()}
 

@@ -29,8 +29,8 @@ from ufr_edge.cli.options import (
 @click.option("--prior", help="Shipped name, diffusers folder or hub id. [default: prior-256]")
 @sampler_options
 @click.option("--w-l1", type=click.FloatRange(0), help="Weight of L1. [default: 1.0]")
-@click.option("--w-features", type=click.FloatRange(0), help="Weight of the prior-feature distance. [default: 0.4]")
-@click.option("--w-adversarial", type=click.FloatRange(0), help="Weight of the adversarial term. [default: 0.1; 0 without --real]")
+@click.option("--w-features", type=click.FloatRange(0), help="Weight of the prior-feature distance. [default: 0.1]")
+@click.option("--w-adversarial", type=click.FloatRange(0), help="Weight of the adversarial term. [default: 0.01; 0 without --real]")
 @click.option("--replay", type=click.FloatRange(0, 1), help="Share of old (classic) pairs in each batch, from --real. [default: 0]")
 @training_options
 @click.option("--overwrite", is_flag=True, help="Replace targets and training made with other settings.")

@@ -25,8 +25,8 @@ from ufr_edge.cli.options import (
 @click.option("--restorer", help="What training starts from. [default: edge-m-256]")
 @click.option("--prior", help="Prior whose features the perceptual term uses. [default: prior-256]")
 @click.option("--w-l1", type=click.FloatRange(0), help="Weight of L1. [default: 1.0]")
-@click.option("--w-features", type=click.FloatRange(0), help="Weight of the prior-feature distance. [default: 0.4]")
-@click.option("--w-adversarial", type=click.FloatRange(0), help="Weight of the adversarial term. [default: 0.1; 0 without --real]")
+@click.option("--w-features", type=click.FloatRange(0), help="Weight of the prior-feature distance. [default: 0.1]")
+@click.option("--w-adversarial", type=click.FloatRange(0), help="Weight of the adversarial term. [default: 0.01; 0 without --real]")
 @click.option("--replay", type=click.FloatRange(0, 1), help="Share of old (classic) pairs in each batch, from --real. [default: 0]")
 @training_options
 @click.option("--overwrite", is_flag=True, help="Start afresh where the folder holds training on other things.")

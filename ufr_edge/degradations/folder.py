@@ -16,7 +16,7 @@ from ufr_edge import __version__
 from ufr_edge.degradations.ops import Frame
 from ufr_edge.degradations.presets import degrade, get_preset
 from ufr_edge.errors import ConfigError, InputFileError, OutputError
-from ufr_edge.files import atomic_folder, write_json
+from ufr_edge.files import atomic_folder, check_replaceable, write_json
 from ufr_edge.runtime.images import list_images, read_image, write_image
 
 RECORD = "degrade.json"
@@ -138,6 +138,7 @@ def _check_out(source: Path, out: Path) -> None:
     if target == inside or target in inside.parents:
         msg = f"{out} holds the input {source}. Choose another output."
         raise OutputError(msg)
-    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / RECORD).is_file()):
-        msg = f"{out} exists and was not made by this command. Choose another output."
+    if out.is_file():
+        msg = f"{out} is a file; the pictures go into a folder. Choose another output."
         raise OutputError(msg)
+    check_replaceable(out, RECORD)

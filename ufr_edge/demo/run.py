@@ -17,7 +17,7 @@ from ufr_edge.adaptation.evaluate import measure
 from ufr_edge.adaptation.finetune import FinetuneConfig, finetune, load_pairs
 from ufr_edge.adaptation.pictures import save_picture, strip
 from ufr_edge.adaptation.report import Section, curve_uri, figures_table, picture_uri, write_report
-from ufr_edge.adaptation.restorer_task import HeldOut, LossWeights, RestorerTraining, restore_batch
+from ufr_edge.adaptation.restorer_task import HeldOut, restore_batch
 from ufr_edge.adaptation.targets import TargetsConfig
 from ufr_edge.adaptation.training import pick_device, read_log, resolve_precision
 from ufr_edge.demo.clip import ClipReport, make_clip
@@ -66,16 +66,11 @@ def _adaptation() -> AdaptConfig:
         samples_per_image=2,
         precision=resolve_precision(pick_device(), "auto"),
     )
-    training = RestorerTraining(
-        steps=150,
-        lr=2e-4,
-        lr_end=2e-5,
-        warmup=10,
-        discriminator_lr=1e-4,
-        discriminator_features=16,
-        losses=LossWeights(l1=1.0, prior_features=0.4, adversarial=0.01),
+    settings = FinetuneConfig()
+    training = dataclasses.replace(settings.training, steps=150)
+    return AdaptConfig(
+        targets=TargetsConfig(sampler=sampler), finetune=dataclasses.replace(settings, training=training)
     )
-    return AdaptConfig(targets=TargetsConfig(sampler=sampler), finetune=FinetuneConfig(training=training))
 
 
 @dataclass(frozen=True, kw_only=True)
