@@ -54,7 +54,8 @@ def test_every_data_file_is_in_the_wheel() -> None:
             else ROOT.joinpath(*name.split("."))
         )
         kept = {file for pattern in data.get(name, []) for file in folder.glob(pattern)}
-        here = folder.rglob("*") if name == "ufr_edge.weights" else folder.glob("*")
+        deep = name in ("ufr_edge.weights", "ufr_edge.demo")  # they hold folders of data
+        here = folder.rglob("*") if deep else folder.glob("*")
         files = (
             f for f in here if f.is_file() and f.suffix not in (".py", ".pyc") and not f.name.startswith(".")
         )

@@ -139,7 +139,7 @@ def run_demo(
         truth=faces.test_truth,
         show=show,
     )
-    tell("3/6 the oracle: the same training with the true pairs, as the ceiling")
+    tell("3/6 the oracle: the same training on the true pairs, to compare with")
     oracle = train_oracle(faces, out / "oracle", config, show=show)
     held = load_pairs(faces.test, faces.test_truth, base.side, minimum=1)
     models = {"base": base.path, "adapted": adapted.weights, "oracle": oracle}
@@ -234,7 +234,7 @@ def write_results(report: DemoReport, held: HeldOut, restored: Mapping[str, Imag
         Section(title="Held-out people, seen by this camera", picture=picture_uri(picture)),
         Section(
             title="Figures on held-out faces",
-            text="Base: as shipped. Adapted: no ground truth used. Oracle: trained on the true pairs, the ceiling.",
+            text="Base: as shipped. Adapted: no ground truth used. Oracle: the same training on the true pairs.",
             head=head,
             rows=rows,
         ),

@@ -39,6 +39,7 @@ def save_restorer(
     header = {**(meta or {}), "format": _FORMAT, "arch": arch, "side": str(side)}
     with atomic_file(path) as beside:
         save_file(tensors, beside, metadata=header)
+        beside.chmod(0o644)  # safetensors replaces the file, and its mode with it
 
 
 def find_weights(source: str | Path) -> Path:
