@@ -166,6 +166,7 @@ def test_a_failure_midway_leaves_the_old_bundle(
     old = tmp_path / "a.ufr"
     old.mkdir()
     (old / "precious").write_text("kept")
+    (old / "manifest.json").write_text("{}")
     with pytest.raises(OutputError, match="--overwrite"):
         export_bundle(restorer, old, formats=[FP32])
 

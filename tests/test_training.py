@@ -73,11 +73,11 @@ def weights_of(found: RestorerTask) -> list[torch.Tensor]:
 def test_interrupted_and_resumed_is_bit_identical(tmp_path: Path) -> None:
     losses = LossWeights()
     whole = task(tmp_path / "whole", losses=losses)
-    run_loop(whole, tmp_path / "whole", LoopConfig(steps=6, evaluate_every=3), show=False)
+    run_loop(whole, tmp_path / "whole", LoopConfig(evaluate_every=3), steps=6, show=False)
     part = task(tmp_path / "part", losses=losses)
-    run_loop(part, tmp_path / "part", LoopConfig(steps=3, evaluate_every=3), show=False)
+    run_loop(part, tmp_path / "part", LoopConfig(evaluate_every=3), steps=3, show=False)
     resumed = task(tmp_path / "part", losses=losses)
-    assert run_loop(resumed, tmp_path / "part", LoopConfig(steps=6, evaluate_every=3), show=False) == 6
+    assert run_loop(resumed, tmp_path / "part", LoopConfig(evaluate_every=3), steps=6, show=False) == 6
     assert all(torch.equal(a, b) for a, b in zip(weights_of(whole), weights_of(resumed), strict=True))
 
 
@@ -91,14 +91,14 @@ def test_ctrl_c_saves_and_the_same_call_goes_on(tmp_path: Path) -> None:
     first = task(tmp_path)
     first.__class__ = Interrupted
     with pytest.raises(KeyboardInterrupt):
-        run_loop(first, tmp_path, LoopConfig(steps=5), show=False)
+        run_loop(first, tmp_path, LoopConfig(), steps=5, show=False)
     saved = torch.load(tmp_path / CHECKPOINT, weights_only=True)
     assert saved["step"] == 3  # the step in hand was finished
 
 
 def test_nan_loss_stops_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
     found = task(tmp_path)
-    run_loop(found, tmp_path, LoopConfig(steps=2), show=False)
+    run_loop(found, tmp_path, LoopConfig(), steps=2, show=False)
     before = (tmp_path / CHECKPOINT).read_bytes()
     with torch.no_grad():
         found.model.head.weight.fill_(float("nan"))
@@ -110,10 +110,10 @@ def test_nan_loss_stops_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
 def test_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
     torch.save({"kind": "prior", "step": 3, "task": {}}, tmp_path / CHECKPOINT)
     with pytest.raises(ModelFileError, match="no checkpoint of restorer"):
-        run_loop(task(tmp_path), tmp_path, LoopConfig(steps=2), show=False)
+        run_loop(task(tmp_path), tmp_path, LoopConfig(), steps=2, show=False)
     (tmp_path / CHECKPOINT).write_bytes(b"not a checkpoint")
     with pytest.raises(ModelFileError, match="damaged"):
-        run_loop(task(tmp_path), tmp_path, LoopConfig(steps=2), show=False)
+        run_loop(task(tmp_path), tmp_path, LoopConfig(), steps=2, show=False)
 
 
 def test_one_batch_is_overfitted(tmp_path: Path) -> None:
@@ -256,11 +256,11 @@ def test_prior_crops_come_first(tmp_path: Path) -> None:
 
 
 def test_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
-    run_loop(task(tmp_path), tmp_path, LoopConfig(steps=1), show=False)
+    run_loop(task(tmp_path), tmp_path, LoopConfig(), steps=1, show=False)
     other = task(tmp_path)
     other.model = build_restorer("edge-m")
     with pytest.raises(ModelFileError, match="another network"):
-        run_loop(other, tmp_path, LoopConfig(steps=2), show=False)
+        run_loop(other, tmp_path, LoopConfig(), steps=2, show=False)
 
 
 def test_log_holds_each_step_once_after_a_crash(tmp_path: Path) -> None:
@@ -298,4 +298,4 @@ def test_prior_settings_are_checked(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("cls", "name"), [(PretrainRestorer, "edge-m-256"), (PretrainPrior, "prior-256")])
 def test_shipped_configs_load(cls: type[Any], name: str) -> None:
     config = load_config(cls, Path(__file__).parents[1] / "configs" / f"{name}.toml")
-    assert config.side == 256 and config.training.steps == config.loop.steps
+    assert config.side == 256 and config.training.steps == 40_000

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -53,7 +52,7 @@ class FinetuneConfig:
             losses=LossWeights(prior_features=0.1, adversarial=0.01),
         )
     )
-    loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=1_000))
+    loop: LoopConfig = field(default_factory=LoopConfig)
     seed: int = 0
     device: str = "auto"
 
@@ -99,7 +98,7 @@ def finetune(
         device=device,
     )
     write_json(out / "config.json", to_json(config))
-    steps = run_loop(task, out, dataclasses.replace(config.loop, steps=config.training.steps), origin=origin, show=show)
+    steps = run_loop(task, out, config.loop, steps=config.training.steps, origin=origin, show=show)
     path = out / WEIGHTS_NAME
     meta = {"steps": str(steps), "parent_sha256": sha256_file(start.path), "pairs": str(len(pairs.lq))}
     save_restorer(task.result, path, arch=start.arch, side=start.side, meta=meta)

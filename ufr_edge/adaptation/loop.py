@@ -43,9 +43,8 @@ class Task(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig:
-    """How long and how often: `steps` in all, held-out figures and checkpoints every so many steps."""
+    """How often: held-out figures, checkpoints and log lines every so many steps; `minutes` ends a sitting early."""
 
-    steps: int
     evaluate_every: int = 500
     save_every: int = 250
     log_every: int = 10
@@ -53,12 +52,14 @@ class LoopConfig:
 
     def __post_init__(self) -> None:
         """Raise ConfigError when a count is not positive."""
-        if min(self.steps, self.evaluate_every, self.save_every, self.log_every) < 1:
-            msg = "steps, evaluate_every, save_every and log_every must be at least 1."
+        if min(self.evaluate_every, self.save_every, self.log_every) < 1:
+            msg = "evaluate_every, save_every and log_every must be at least 1."
             raise ConfigError(msg)
 
 
-def run_loop(task: Task, run: Path, config: LoopConfig, *, origin: str | None = None, show: bool = True) -> int:
+def run_loop(
+    task: Task, run: Path, config: LoopConfig, *, steps: int, origin: str | None = None, show: bool = True
+) -> int:
     """Train `task` in the folder `run`, going on from its checkpoint when there is one. Returns the steps done.
 
     Ctrl-C (or SIGTERM) ends after the step in hand: state is saved, then KeyboardInterrupt is raised.
@@ -68,14 +69,14 @@ def run_loop(task: Task, run: Path, config: LoopConfig, *, origin: str | None = 
     run.mkdir(parents=True, exist_ok=True)
     step = _go_on(task, run)
     deadline = time.monotonic() + config.minutes * 60 if config.minutes else float("inf")
-    with progress_bar(task.kind, config.steps, done=step, show=show) as advance, deferred_interrupt() as asked:
-        while step < config.steps and not asked and time.monotonic() < deadline:
+    with progress_bar(task.kind, steps, done=step, show=show) as advance, deferred_interrupt() as asked:
+        while step < steps and not asked and time.monotonic() < deadline:
             losses = task.step(step)
             step += 1
             if step % config.log_every == 0 or step == 1:
                 append_log(run, {"step": step, **losses})
                 advance(0, note=" ".join(f"{k} {v:.4g}" for k, v in losses.items()))
-            if step % config.evaluate_every == 0 or step == config.steps:
+            if step % config.evaluate_every == 0 or step == steps:
                 append_log(run, {"step": step, **task.evaluate(step)})
             if step % config.save_every == 0:
                 _save(task, run, step, origin)

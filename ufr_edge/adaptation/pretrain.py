@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,7 +49,7 @@ class PretrainRestorer:
             losses=LossWeights(prior_features=0.0, adversarial=0.0),
         )
     )
-    loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=20_000))
+    loop: LoopConfig = field(default_factory=LoopConfig)
     seed: int = 0
     device: str = "auto"
 
@@ -67,7 +66,7 @@ class PretrainPrior:
     batch: int = 16
     init: str | None = None
     training: PriorTraining = field(default_factory=lambda: PriorTraining(steps=20_000))
-    loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=20_000))
+    loop: LoopConfig = field(default_factory=LoopConfig)
     seed: int = 0
     device: str = "auto"
 
@@ -95,7 +94,7 @@ def pretrain_restorer(faces: Path, out: Path, config: PretrainRestorer, *, val: 
         device=device,
     )
     write_json(out / "config.json", to_json(config))
-    steps = run_loop(task, out, _with_steps(config.loop, config.training.steps), show=show)
+    steps = run_loop(task, out, config.loop, steps=config.training.steps, show=show)
     return _save_result(task.result, out, config, steps, held=task.evaluate(steps))
 
 
@@ -119,7 +118,7 @@ def pretrain_prior(faces: Path, out: Path, config: PretrainPrior, *, val: Path, 
         device=device,
     )
     write_json(out / "config.json", to_json(config))
-    run_loop(task, out, _with_steps(config.loop, config.training.steps), show=show)
+    run_loop(task, out, config.loop, steps=config.training.steps, show=show)
     with atomic_folder(out / "prior", overwrite=True) as beside:
         task.result.save_pretrained(beside)
     return out / "prior"
@@ -173,10 +172,6 @@ def _fresh_prior(config: PretrainPrior) -> DiffusionPrior:
         layers=config.layers,
         prediction_type=config.prediction_type,
     )
-
-
-def _with_steps(loop: LoopConfig, steps: int) -> LoopConfig:
-    return dataclasses.replace(loop, steps=steps)
 
 
 def _save_result(

@@ -20,7 +20,7 @@ from ufr_edge.adaptation.training import pick_device, to_tensor, to_uint8
 from ufr_edge.config import to_json
 from ufr_edge.errors import ConfigError, InputFileError
 from ufr_edge.files import read_json, sha256_file, write_json
-from ufr_edge.priors.files import load_prior
+from ufr_edge.priors.files import load_prior, prior_digest
 from ufr_edge.priors.model import DiffusionPrior
 from ufr_edge.priors.sampler import LIGHT_TOUCH, SamplerConfig, sample_targets
 from ufr_edge.progress import progress_bar
@@ -84,7 +84,8 @@ def make_targets(
     restorer, prior = load_restorer(config.restorer), load_prior(config.prior).to(device).eval()
     found = load_faces(faces, restorer.side, show=show)
     _check_stems(faces, found.names)
-    done = _prepare(out, {**to_json(config), "restorer_sha256": sha256_file(restorer.path)}, overwrite=overwrite)
+    made_by = {"restorer_sha256": sha256_file(restorer.path), "prior_sha256": prior_digest(config.prior)}
+    done = _prepare(out, {**to_json(config), **made_by}, overwrite=overwrite)
     wanted = [i for i, name in enumerate(found.names) if done.get(name) != _digest(found.images[i])]
     model = restorer.model.to(device)
     with progress_bar("targets", len(found), done=len(found) - len(wanted), show=show) as advance:

@@ -11,6 +11,7 @@ from ufr_edge.cli.finetune import finetune_values
 from ufr_edge.cli.options import (
     FOLDER,
     common_options,
+    loss_options,
     override,
     read_config,
     sampler_from,
@@ -28,10 +29,7 @@ from ufr_edge.cli.options import (
 @click.option("--restorer", help="Shipped name, run folder or .safetensors. [default: edge-m-256]")
 @click.option("--prior", help="Shipped name, diffusers folder or hub id. [default: prior-256]")
 @sampler_options
-@click.option("--w-l1", type=click.FloatRange(0), help="Weight of L1. [default: 1.0]")
-@click.option("--w-features", type=click.FloatRange(0), help="Weight of the prior-feature distance. [default: 0.1]")
-@click.option("--w-adversarial", type=click.FloatRange(0), help="Weight of the adversarial term. [default: 0.01; 0 without --real]")
-@click.option("--replay", type=click.FloatRange(0, 1), help="Share of old (classic) pairs in each batch, from --real. [default: 0]")
+@loss_options
 @training_options
 @click.option("--overwrite", is_flag=True, help="Replace targets and training made with other settings.")
 @common_options

@@ -10,6 +10,7 @@ import click
 from ufr_edge.cli.options import (
     FOLDER,
     common_options,
+    loss_options,
     override,
     read_config,
     training_options,
@@ -24,10 +25,7 @@ from ufr_edge.cli.options import (
 @click.option("--real", type=FOLDER, help="Unrelated clean faces, for the adversarial term.")
 @click.option("--restorer", help="What training starts from. [default: edge-m-256]")
 @click.option("--prior", help="Prior whose features the perceptual term uses. [default: prior-256]")
-@click.option("--w-l1", type=click.FloatRange(0), help="Weight of L1. [default: 1.0]")
-@click.option("--w-features", type=click.FloatRange(0), help="Weight of the prior-feature distance. [default: 0.1]")
-@click.option("--w-adversarial", type=click.FloatRange(0), help="Weight of the adversarial term. [default: 0.01; 0 without --real]")
-@click.option("--replay", type=click.FloatRange(0, 1), help="Share of old (classic) pairs in each batch, from --real. [default: 0]")
+@loss_options
 @training_options
 @click.option("--overwrite", is_flag=True, help="Start afresh where the folder holds training on other things.")
 @common_options

@@ -53,6 +53,28 @@ def training_options(function: F) -> F:
     )(function)
 
 
+def loss_options(function: F) -> F:
+    """`--w-l1`, `--w-features`, `--w-adversarial`, `--replay`: the terms of fine-tuning."""
+    return stack(
+        click.option("--w-l1", type=click.FloatRange(0), help="Weight of L1. [default: 1.0]"),
+        click.option(
+            "--w-features",
+            type=click.FloatRange(0),
+            help="Weight of the prior-feature distance. [default: 0.1]",
+        ),
+        click.option(
+            "--w-adversarial",
+            type=click.FloatRange(0),
+            help="Weight of the adversarial term. [default: 0.01; 0 without --real]",
+        ),
+        click.option(
+            "--replay",
+            type=click.FloatRange(0, 1),
+            help="Share of old (classic) pairs in each batch, from --real. [default: 0]",
+        ),
+    )(function)
+
+
 def sampler_options(function: F) -> F:
     """The sampler's settings, by the names of `SamplerConfig`."""
     return stack(

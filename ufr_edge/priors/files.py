@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError
 
 from ufr_edge.errors import BackendUnavailableError, InputFileError, ModelFileError
-from ufr_edge.files import read_json
+from ufr_edge.files import read_json, sha256_file
 from ufr_edge.priors.model import DiffusionPrior
 from ufr_edge.priors.schedule import BASE_STEPS, BETA_END, BETA_START
 
@@ -70,6 +71,12 @@ def find_prior(source: str | Path) -> Path:
     names = ", ".join(sorted(p.parent.name for p in SHIPPED.glob("*/unet"))) or "none"
     msg = f"{source} is no prior: give a folder in diffusers' layout, a hub id owner/name, or a shipped name ({names})."
     raise InputFileError(msg)
+
+
+def prior_digest(source: str | Path) -> str:
+    """Return the SHA-256 over a prior's weight files, in the order of their names. Errors as in `load_prior`."""
+    files = sorted(find_prior(source).rglob("*.safetensors"))
+    return hashlib.sha256("".join(sha256_file(path) for path in files).encode()).hexdigest()
 
 
 def read_schedule(folder: Path) -> str:
