@@ -25,4 +25,5 @@ def command(out: Path, overwrite: bool, no_progress: bool) -> None:
         click.echo(f"{engine.name:16} {engine.p50_ms:7.1f} ms p50 {engine.faces_per_s:7.0f} faces/s")
     click.echo(f"clip: {report.clip.frames_per_second:.0f} frames/s file to file ({report.clip.engine})")
     click.echo(f"done in {report.seconds:.0f} s")
+    click.echo(f"open {report.out / 'report.html'}")
     click.echo(report.closing_line())

@@ -52,7 +52,7 @@ def make_clip(scene: SyntheticScene, out: Path, *, base: Path, adapted: Path) ->
         run = run_video(camera, out / "restored.mp4", engine, RunConfig(overwrite=True, detector=SENSITIVE))
     panels = _side_by_side(scene, frames, base, adapted)
     write_video(out / "side-by-side.mp4", panels, crf=16)
-    still = panels[len(panels) // 12]
+    still = panels[len(panels) * 5 // 12]  # past the astronaut, whose face is small
     return ClipReport(
         frames=run.frames_out,
         size=f"{scene.size[0]}x{scene.size[1]}",

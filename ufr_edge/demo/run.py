@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ufr_edge.adaptation.adapt import LOGGED, AdaptConfig, adapt
 from ufr_edge.adaptation.evaluate import measure
 from ufr_edge.adaptation.finetune import FinetuneConfig, finetune, load_pairs
+from ufr_edge.adaptation.loop import LoopConfig
 from ufr_edge.adaptation.pictures import save_picture, strip
 from ufr_edge.adaptation.report import Section, curve_uri, figures_table, picture_uri, write_report
 from ufr_edge.adaptation.restorer_task import HeldOut, restore_batch
@@ -69,7 +70,8 @@ def _adaptation() -> AdaptConfig:
     settings = FinetuneConfig()
     training = dataclasses.replace(settings.training, steps=150)
     return AdaptConfig(
-        targets=TargetsConfig(sampler=sampler), finetune=dataclasses.replace(settings, training=training)
+        targets=TargetsConfig(sampler=sampler),
+        finetune=dataclasses.replace(settings, training=training, loop=LoopConfig(evaluate_every=30)),
     )
 
 
@@ -105,7 +107,7 @@ class DemoReport:
         return (
             f"Without any ground truth, the perceptual distance on this camera's held-out faces changed by {change:+.0f} % "
             f"({base[distance]:.3f} to {adapted[distance]:.3f}{share}; lower is better), "
-            f"PSNR {base['psnr_db']:.2f} to {adapted['psnr_db']:.2f} dB. Open {self.out / 'report.html'}"
+            f"PSNR {base['psnr_db']:.2f} to {adapted['psnr_db']:.2f} dB."
         )
 
 

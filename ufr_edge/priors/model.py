@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ufr_edge.errors import ModelFileError, ShapeError
+from ufr_edge.priors import schedule
 from ufr_edge.priors.wiener import wiener_estimate
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "wiener_residual")
@@ -86,9 +87,9 @@ class DiffusionPrior(nn.Module):
     def save_pretrained(self, folder: Path, *, half: bool = False) -> None:
         """Write `unet/` and `scheduler/` in diffusers' own layout; fp16 weights when `half`."""
         scheduler = DDPMScheduler(
-            num_train_timesteps=1000,
-            beta_start=1e-4,
-            beta_end=2e-2,
+            num_train_timesteps=schedule.BASE_STEPS,
+            beta_start=schedule.BETA_START,
+            beta_end=schedule.BETA_END,
             beta_schedule="linear",
             prediction_type=self.prediction_type,
             variance_type="learned_range" if self.learns_variance else "fixed_small",
@@ -106,9 +107,8 @@ def clean_input(image: Tensor, abar: float, *, factor: int, prediction_type: str
 
 
 def base_abar(device: torch.device) -> Tensor:
-    """abar of the base schedule (T0 = 1000, linear beta 1e-4 to 2e-2), float32 (1000,), computed in float64."""
-    betas = torch.linspace(1e-4, 2e-2, 1000, dtype=torch.float64)
-    return torch.cumprod(1 - betas, 0).float().to(device)
+    """abar of the base schedule (see `schedule.base_abar`) as float32 (1000,)."""
+    return torch.from_numpy(schedule.base_abar()).float().to(device)
 
 
 def unshuffle_factor(in_channels: int) -> int:
