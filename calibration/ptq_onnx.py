@@ -6,9 +6,6 @@ residual addition stay in float, or the image itself would pass through the quan
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ufr_edge.calibration.quiet import quiet
 from ufr_edge.errors import BuildError, ConfigError
 from ufr_edge.optional import require
 
@@ -90,7 +88,8 @@ def quantize_onnx(source: Path, target: Path, frames: NDArray[np.uint8], *, conf
     method = quantization.CalibrationMethod
     kind = quantization.QuantType
     unsigned = config.runtime == "onnxruntime"
-    with _translated(source), _quiet():
+    # onnxruntime.quantization prints, and advises on the root logger
+    with _translated(source), quiet():
         quantization.quantize_static(
             source,
             target,
@@ -147,16 +146,3 @@ def _translated(source: Path) -> Iterator[None]:
     except Exception as exc:  # the border: onnxruntime.quantization documents no error types
         msg = f"Quantizing {source} failed: {type(exc).__name__}: {exc}"
         raise BuildError(msg) from exc
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """onnxruntime.quantization prints and advises on the root logger, amid our output."""
-    logger = logging.getLogger()
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logger.setLevel(level)

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ufr_edge.calibration.quiet import quiet
 from ufr_edge.errors import BuildError
 from ufr_edge.optional import require
 
@@ -49,7 +45,8 @@ def quantize_openvino(model: Any, frames: NDArray[np.uint8], *, config: NncfConf
     chosen = config or NncfConfig()
     data = nncf.Dataset([frames[i : i + 1] for i in range(len(frames))])
     scope = nncf.IgnoredScope(names=list(chosen.ignored)) if chosen.ignored else None
-    with _quiet("nncf"):
+    # NNCF draws bars of its own on standard output
+    with quiet("nncf"):
         try:
             return nncf.quantize(
                 model,
@@ -70,16 +67,3 @@ def _advanced(nncf: Any, config: NncfConfig) -> Any:
         return None
     sets = require("nncf.quantization.range_estimator", extra="nncf").RangeEstimatorParametersSet
     return nncf.AdvancedQuantizationParameters(activations_range_estimator_params=sets.MINMAX)
-
-
-@contextmanager
-def _quiet(name: str) -> Iterator[None]:
-    """NNCF draws its own bars on standard output; a library does not print."""
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logger.setLevel(level)

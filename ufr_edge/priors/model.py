@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from ufr_edge.errors import ModelFileError, ShapeError
 from ufr_edge.priors import schedule
-from ufr_edge.priors.wiener import wiener_estimate
+from ufr_edge.priors.wiener import deviation, wiener_estimate, wiener_gain
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "wiener_residual")
 
@@ -57,9 +57,9 @@ class DiffusionPrior(nn.Module):
             raw = self._network(x_t, t)
             eps = (1 - abar).sqrt() * x_t + abar.sqrt() * raw[:, :3]
             return torch.cat([eps, raw[:, 3:]], 1)
-        x_0, deviation = wiener_estimate(x_t, abar.flatten())
+        x_0, spread = wiener_estimate(x_t, abar.flatten())
         raw = self._network(torch.cat([x_t, x_0.to(x_t.dtype)], 1), t)
-        eps = (x_t - abar.sqrt() * x_0) / (1 - abar).sqrt() + deviation * raw[:, :3]
+        eps = (x_t - abar.sqrt() * x_0) / (1 - abar).sqrt() + spread * raw[:, :3]
         return torch.cat([eps, raw[:, 3:]], 1)
 
     def training_error(self, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ class DiffusionPrior(nn.Module):
         if self.prediction_type == "v_prediction":
             error = error / abar.flatten()  # eps = sqrt(1 - abar) x_t + sqrt(abar) v
         if self.prediction_type == "wiener_residual":
-            error = error / wiener_estimate(x_t, abar.flatten())[1].flatten() ** 2
+            error = error / deviation(wiener_gain(abar.flatten(), *x_0.shape[2:])).flatten() ** 2
         return error.mean()
 
     def _check(self, x_t: Tensor) -> None:

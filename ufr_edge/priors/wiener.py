@@ -39,12 +39,22 @@ def wiener_estimate(x_t: Tensor, abar: Tensor) -> tuple[Tensor, Tensor]:
         height, width = x_t.shape[2:]
         rows, columns = (dct_matrix(n).to(x_t.device) for n in (height, width))
         axes = colour_axes().to(x_t.device)
-        signal = abar.float()[:, None, None, None] * face_spectrum(height, width).to(x_t.device)
-        gain = signal / (signal + (1 - abar.float())[:, None, None, None])
+        gain = wiener_gain(abar, height, width)
         spectrum = rows @ torch.einsum("dc,bchw->bdhw", axes, x_t.float()) @ columns.T
         filtered = rows.T @ (gain * spectrum) @ columns
         x_0 = torch.einsum("dc,bdhw->bchw", axes, filtered) / abar.float().sqrt()[:, None, None, None]
-        return x_0, gain.mean((1, 2, 3), keepdim=True).sqrt()
+        return x_0, deviation(gain)
+
+
+def wiener_gain(abar: Tensor, height: int, width: int) -> Tensor:
+    """The filter's gain at each frequency of each colour axis, float32 (B, 3, height, width), at levels `abar` (B,)."""
+    signal = abar.float()[:, None, None, None] * face_spectrum(height, width).to(abar.device)
+    return signal / (signal + (1 - abar.float())[:, None, None, None])
+
+
+def deviation(gain: Tensor) -> Tensor:
+    """sqrt(E |eps - eps_lin|^2) under the face spectrum, float32 (B, 1, 1, 1): the mean gain is that error's variance."""
+    return gain.mean((1, 2, 3), keepdim=True).sqrt()
 
 
 @functools.lru_cache(maxsize=8)
