@@ -96,7 +96,7 @@ def test_a_scheduler_beside_a_bare_unet_is_read(tmp_path: Path) -> None:
 
 
 def test_shipped_names(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "SHIPPED", folder.parent)
+    monkeypatch.setattr(files, "WEIGHTS_DIR", folder.parent)
     assert load_prior("prior").side == 32
     with pytest.raises(InputFileError, match=r"prior-999 is no prior.*\(prior\)"):
         load_prior("prior-999")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ufr_edge.adaptation.evaluate import measure
 from ufr_edge.adaptation.faces import FaceSet, load_faces
 from ufr_edge.adaptation.finetune import FinetuneConfig, finetune, load_pairs
-from ufr_edge.adaptation.pictures import save_picture, strip
+from ufr_edge.adaptation.pictures import strip
 from ufr_edge.adaptation.report import Section, curve_uri, figures_table, picture_uri, write_report
 from ufr_edge.adaptation.restorer_task import restore_batch
 from ufr_edge.adaptation.targets import TargetsConfig, make_targets
@@ -23,6 +23,7 @@ from ufr_edge.files import write_json
 from ufr_edge.priors.features import PriorFeatures
 from ufr_edge.priors.files import load_prior
 from ufr_edge.restorers.files import WEIGHTS_NAME, load_restorer
+from ufr_edge.runtime.images import write_image
 
 Images = NDArray[np.uint8]
 LOGGED = ("l1", "prior_features", "adversarial", "discriminator", "psnr")
@@ -99,8 +100,8 @@ def adapt(
     kept = {"input": lq[: config.shown], **{k: v[: config.shown] for k, v in restored.items()}}
     if held:
         kept["truth"] = held.truth[: config.shown]
-    save_picture(out / "strip-training.jpg", strip(seen))
-    save_picture(out / "strip-held-out.jpg", strip(kept))
+    write_image(out / "strip-training.jpg", strip(seen))
+    write_image(out / "strip-held-out.jpg", strip(kept))
     _write_report(out, figures, seen, kept, known=held is not None, unseen=test_faces is not None)
     return AdaptReport(weights=out / WEIGHTS_NAME, report=out / "report.html", figures=figures)
 

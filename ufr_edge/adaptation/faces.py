@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from ufr_edge.errors import InputFileError
 from ufr_edge.progress import progress_bar
+from ufr_edge.runtime.images import IMAGE_SUFFIXES, is_image
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 MINIMUM_FACES = 8
 
 
@@ -38,9 +38,9 @@ def list_images(folder: Path) -> list[Path]:
     if not folder.is_dir():
         msg = f"{folder} is no folder. Give a folder of aligned face images."
         raise InputFileError(msg)
-    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    paths = sorted(p for p in folder.iterdir() if is_image(p) and not p.name.startswith("."))
     if not paths:
-        msg = f"{folder} holds no images ({', '.join(sorted(SUFFIXES))}). Collect some: ufr-edge collect SOURCE -o {folder}"
+        msg = f"{folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}). Collect some: ufr-edge collect SOURCE -o {folder}"
         raise InputFileError(msg)
     return paths
 

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-
-from ufr_edge.errors import OutputError
-from ufr_edge.files import atomic_file
 
 _BAR = 26
 
@@ -24,13 +20,3 @@ def strip(columns: Mapping[str, NDArray[np.uint8]]) -> NDArray[np.uint8]:
     for i, label in enumerate(columns):
         cv2.putText(bar, label, (i * side + 6, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (240, 240, 240), 1, cv2.LINE_AA)
     return np.concatenate([bar, body])
-
-
-def save_picture(path: Path, image: NDArray[np.uint8]) -> None:
-    """Write uint8 (H, W, 3) RGB as PNG or JPEG (by suffix), atomically. Raises OutputError."""
-    ok, data = cv2.imencode(path.suffix, image[..., ::-1])
-    if not ok:
-        msg = f"{path}: a picture of {image.shape[1]}x{image.shape[0]} cannot be encoded as {path.suffix}."
-        raise OutputError(msg)
-    with atomic_file(path) as beside:
-        beside.write_bytes(data.tobytes())

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from ufr_edge.adaptation.pictures import save_picture, strip
+from ufr_edge.adaptation.pictures import strip
 from ufr_edge.adaptation.restorer_task import ImageSource
 from ufr_edge.adaptation.training import Ema, autocast, check_loss, cosine, place, to_tensor, to_uint8
 from ufr_edge.errors import ConfigError
 from ufr_edge.priors.model import DiffusionPrior, base_abar
+from ufr_edge.runtime.images import write_image
 
 EVALUATED_TIMESTEPS = (20, 60, 120, 240, 400, 600)
 
@@ -138,7 +139,7 @@ class PriorTask:
             figures[f"eps_{t}"] = float(F.mse_loss(predicted, eps))
             x_0 = (x_t - (1 - a).sqrt() * predicted) / a.sqrt()
             columns[f"x0 from t={t}"] = to_uint8((x_0[:4] + 1) / 2)
-        save_picture(self.run / "strips" / f"step-{step:07d}.jpg", strip(columns))
+        write_image(self.run / "strips" / f"step-{step:07d}.jpg", strip(columns))
         return figures
 
     def state(self) -> dict[str, Any]:

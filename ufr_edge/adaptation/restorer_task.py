@@ -14,12 +14,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ufr_edge.adaptation.discriminator import Adversary
-from ufr_edge.adaptation.pictures import save_picture, strip
+from ufr_edge.adaptation.pictures import strip
 from ufr_edge.adaptation.training import Ema, autocast, check_loss, cosine, place, to_tensor, to_uint8
 from ufr_edge.errors import ConfigError
 from ufr_edge.metrics.quality import psnr
 from ufr_edge.priors.features import PriorFeatures, prior_feature_distance
 from ufr_edge.restorers.edge import EdgeUNet
+from ufr_edge.runtime.images import write_image
 
 Images = NDArray[np.uint8]
 PairSource = Callable[[int], tuple[Images, Images]]
@@ -159,7 +160,7 @@ class RestorerTask:
             return {}
         restored = restore_batch(self.result, held.lq, self.device, precision=self.config.precision)
         columns = {"input": held.lq[:4], f"step {step}": restored[:4], "truth": held.truth[:4]}
-        save_picture(self.run / "strips" / f"step-{step:07d}.jpg", strip(columns))
+        write_image(self.run / "strips" / f"step-{step:07d}.jpg", strip(columns))
         return {"psnr": float(np.mean([psnr(a, b) for a, b in zip(restored, held.truth, strict=True)]))}
 
     def state(self) -> dict[str, Any]:

@@ -14,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 
 from ufr_edge.adaptation.faces import FaceSet, load_faces
-from ufr_edge.adaptation.pictures import save_picture
 from ufr_edge.adaptation.restorer_task import restore_batch
 from ufr_edge.adaptation.training import pick_device, to_tensor, to_uint8
 from ufr_edge.config import to_json
@@ -26,6 +25,7 @@ from ufr_edge.priors.sampler import LIGHT_TOUCH, SamplerConfig, sample_targets
 from ufr_edge.progress import progress_bar
 from ufr_edge.restorers.edge import EdgeUNet
 from ufr_edge.restorers.files import load_restorer
+from ufr_edge.runtime.images import write_image
 
 INDEX = "index.jsonl"
 CONFIG = "config.json"
@@ -144,7 +144,7 @@ def _one_batch(
     targets = sample_batch(prior, restored, config.sampler, seeds, device)
     with (out / INDEX).open("a", encoding="utf-8") as index:
         for name, seed, face, target in zip(faces.names, seeds, faces.images, targets, strict=True):
-            save_picture(out / target_name(name), target)
+            write_image(out / target_name(name), target)
             entry = {
                 "face": name,
                 "target": target_name(name),

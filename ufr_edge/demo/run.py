@@ -16,7 +16,7 @@ from ufr_edge.adaptation.adapt import LOGGED, AdaptConfig, adapt
 from ufr_edge.adaptation.evaluate import measure
 from ufr_edge.adaptation.finetune import FinetuneConfig, finetune, load_pairs
 from ufr_edge.adaptation.loop import LoopConfig
-from ufr_edge.adaptation.pictures import save_picture, strip
+from ufr_edge.adaptation.pictures import strip
 from ufr_edge.adaptation.report import Section, curve_uri, figures_table, picture_uri, write_report
 from ufr_edge.adaptation.restorer_task import HeldOut, restore_batch
 from ufr_edge.adaptation.targets import TargetsConfig
@@ -33,6 +33,7 @@ from ufr_edge.restorers.files import load_restorer
 from ufr_edge.runtime.bench import BenchReport, bench_bundle
 from ufr_edge.runtime.collect import CollectConfig, collect
 from ufr_edge.runtime.faces.detect import FaceDetector
+from ufr_edge.runtime.images import write_image
 from ufr_edge.runtime.video.synthetic import SyntheticSource
 
 Images = NDArray[np.uint8]
@@ -226,7 +227,7 @@ def write_results(report: DemoReport, held: HeldOut, restored: Mapping[str, Imag
     columns = {"camera": held.lq, **restored, "truth": held.truth}
     every_second = slice(0, 12, 2)  # two frames of each person lie side by side
     picture = strip({name: images[every_second] for name, images in columns.items()})
-    save_picture(out / "strip.jpg", picture)
+    write_image(out / "strip.jpg", picture)
     head, rows = figures_table(report.figures)
     timings = [
         [e.name, e.info.device, f"{e.p50_ms:.1f}", f"{e.p95_ms:.1f}", f"{e.faces_per_s:.0f}"] for e in report.engines

@@ -6,7 +6,6 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,7 +15,7 @@ from ufr_edge.runtime.collect import INDEX
 from ufr_edge.runtime.faces.align import warp_face
 from ufr_edge.runtime.faces.detect import DetectorConfig
 from ufr_edge.runtime.frame import Frame
-from ufr_edge.runtime.images import write_image
+from ufr_edge.runtime.images import read_image, write_image
 from ufr_edge.runtime.video.opening import builtin_picture
 from ufr_edge.runtime.video.synthetic import Motion, SyntheticScene
 
@@ -47,7 +46,7 @@ def load_cast(count: int) -> Cast:
 
     The shipped pictures are generated faces (sources and licences beside them): nobody's likeness.
     """
-    pictures = [read_picture(path) for path in sorted((FACES / "camera").glob("*.jpg"))]
+    pictures = [read_image(path) for path in sorted((FACES / "camera").glob("*.jpg"))]
     # Sources lie one after the other; a fixed shuffle mixes them.
     order = np.random.default_rng(0).permutation(len(pictures))
     others = max(4, count // 4)
@@ -56,15 +55,6 @@ def load_cast(count: int) -> Cast:
         raise InputFileError(msg)
     mixed = [pictures[i] for i in order]
     return Cast(seen=tuple(mixed[others:][:count]), unseen=(builtin_picture(), *mixed[: others - 1]))
-
-
-def read_picture(path: Path) -> Frame:
-    """Read a shipped picture as uint8 (H, W, 3) RGB."""
-    picture = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
-    if picture is None:
-        msg = f"{path} cannot be read: the installation is damaged. Install ufr-edge again."
-        raise InputFileError(msg)
-    return np.ascontiguousarray(picture, dtype=np.uint8)
 
 
 def film(people: tuple[Frame, ...], config: CameraConfig, *, frames_each: int, take: int) -> SyntheticScene:

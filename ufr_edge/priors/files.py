@@ -25,8 +25,8 @@ from ufr_edge.errors import BackendUnavailableError, InputFileError, ModelFileEr
 from ufr_edge.files import read_json, sha256_file
 from ufr_edge.priors.model import DiffusionPrior
 from ufr_edge.priors.schedule import BASE_STEPS, BETA_END, BETA_START
+from ufr_edge.weights import WEIGHTS_DIR
 
-SHIPPED = Path(__file__).parents[1] / "weights"
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # What the sampler takes for granted; a scheduler that leaves a key out gets diffusers' own default.
@@ -64,11 +64,11 @@ def find_prior(source: str | Path) -> Path:
     path = Path(source)
     if path.is_dir():
         return path
-    if isinstance(source, str) and (SHIPPED / source / "unet").is_dir():
-        return SHIPPED / source
+    if isinstance(source, str) and (WEIGHTS_DIR / source / "unet").is_dir():
+        return WEIGHTS_DIR / source
     if isinstance(source, str) and _HUB_ID.fullmatch(source) and not path.exists():
         return _fetch(source)
-    names = ", ".join(sorted(p.parent.name for p in SHIPPED.glob("*/unet"))) or "none"
+    names = ", ".join(sorted(p.parent.name for p in WEIGHTS_DIR.glob("*/unet"))) or "none"
     msg = f"{source} is no prior: give a folder in diffusers' layout, a hub id owner/name, or a shipped name ({names})."
     raise InputFileError(msg)
 

@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from ufr_edge.errors import InputFileError, ModelFileError
 from ufr_edge.files import atomic_file
 from ufr_edge.restorers.edge import EDGE_FAMILY, EdgeUNet, build_restorer
+from ufr_edge.weights import WEIGHTS_DIR
 
 WEIGHTS_NAME = "weights.safetensors"
-SHIPPED = Path(__file__).parents[1] / "weights"
 _FORMAT = "ufr-edge-restorer-1"
 
 
@@ -44,7 +44,7 @@ def save_restorer(
 
 def find_weights(source: str | Path) -> Path:
     """Resolve a shipped name, a run folder or a file to the weights file. Raises InputFileError."""
-    shipped = SHIPPED / str(source) / WEIGHTS_NAME
+    shipped = WEIGHTS_DIR / str(source) / WEIGHTS_NAME
     path = Path(source)
     if path.is_dir():
         path = path / WEIGHTS_NAME
@@ -52,7 +52,7 @@ def find_weights(source: str | Path) -> Path:
         return path
     if shipped.is_file():
         return shipped
-    names = ", ".join(sorted(p.parent.name for p in SHIPPED.glob(f"*/{WEIGHTS_NAME}"))) or "none"
+    names = ", ".join(sorted(p.parent.name for p in WEIGHTS_DIR.glob(f"*/{WEIGHTS_NAME}"))) or "none"
     msg = f"{source} is no restorer file, run folder or shipped model (shipped: {names})."
     raise InputFileError(msg)
 
