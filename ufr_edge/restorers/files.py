@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from ufr_edge.errors import InputFileError, ModelFileError
 from ufr_edge.files import atomic_file
@@ -16,7 +18,11 @@ from ufr_edge.restorers.edge import EDGE_FAMILY, EdgeUNet, build_restorer
 from ufr_edge.weights import WEIGHTS_DIR
 
 WEIGHTS_NAME = "weights.safetensors"
+Storage: TypeAlias = Literal["fp32", "fp16", "int8"]
+"""How the weights lie in the file; a loaded restorer is float32 whatever it is."""
+
 _FORMAT = "ufr-edge-restorer-1"
+_SCALE = ".scale"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,15 +37,58 @@ class LoadedRestorer:
 
 
 def save_restorer(
-    model: EdgeUNet, path: Path, *, arch: str, side: int, meta: Mapping[str, str] | None = None, half: bool = False
+    model: EdgeUNet,
+    path: Path,
+    *,
+    arch: str,
+    side: int,
+    meta: Mapping[str, str] | None = None,
+    storage: Storage = "fp32",
 ) -> None:
-    """Write weights (fp16 when `half`) with arch, side in pixels and free string metadata, atomically."""
-    dtype = torch.float16 if half else torch.float32
-    tensors = {k: v.detach().to("cpu", dtype).contiguous() for k, v in model.state_dict().items()}
-    header = {**(meta or {}), "format": _FORMAT, "arch": arch, "side": str(side)}
+    """Write weights with arch, side in pixels and free string metadata, atomically.
+
+    `storage` int8: each convolution's weight as symmetric int8 with one float32 scale per output channel
+    (`NAME.scale`), biases fp16: a quarter of fp32. This is about file size alone; what an engine quantizes is its
+    own business. Raises ModelFileError for weights that are not finite.
+    """
+    tensors = {k: v.detach().to("cpu", torch.float32) for k, v in model.state_dict().items()}
+    broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if broken:
+        msg = f"{path} is not written: {broken[0]} is not finite. Save an earlier checkpoint."
+        raise ModelFileError(msg)
+    header = {**(meta or {}), "format": _FORMAT, "arch": arch, "side": str(side), "storage": storage}
     with atomic_file(path) as beside:
-        save_file(tensors, beside, metadata=header)
+        save_file(_pack(tensors, storage), beside, metadata=header)
         beside.chmod(0o644)  # safetensors replaces the file, and its mode with it
+
+
+def _pack(tensors: Mapping[str, Tensor], storage: Storage) -> dict[str, Tensor]:
+    """Return what is written for float32 tensors (O, I, kH, kW) and (O,)."""
+    packed: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if storage == "int8" and tensor.ndim == 4:
+            peak = tensor.abs().amax((1, 2, 3), keepdim=True)
+            scale = torch.where(peak > 0, peak / 127, 1.0)
+            packed[name] = (tensor / scale).round().clamp(-127, 127).to(torch.int8).contiguous()
+            packed[name + _SCALE] = scale.flatten().contiguous()
+        else:
+            packed[name] = tensor.to(torch.float32 if storage == "fp32" else torch.float16).contiguous()
+    return packed
+
+
+def _unpack(packed: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Undo `_pack`: float32 tensors. Raises ModelFileError when an int8 tensor lacks its scales."""
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in packed.items():
+        if tensor.dtype == torch.int8:
+            scale = packed.get(name + _SCALE)
+            if scale is None or scale.shape != tensor.shape[:1]:
+                msg = f"{path}: {name} is int8 without one scale per channel. Fetch or train it again."
+                raise ModelFileError(msg)
+            tensors[name] = tensor.float() * scale.float().reshape(-1, *(1,) * (tensor.ndim - 1))
+        elif not name.endswith(_SCALE):
+            tensors[name] = tensor.float()
+    return tensors
 
 
 def find_weights(source: str | Path) -> Path:
@@ -58,7 +107,7 @@ def find_weights(source: str | Path) -> Path:
 
 
 def load_restorer(source: str | Path) -> LoadedRestorer:
-    """Load a restorer, strictly.
+    """Load a restorer, strictly, as float32 whatever its storage.
 
     `source`: a shipped name ("edge-m-256"), a run folder, or a .safetensors file.
     Raises InputFileError when there is no such file, ModelFileError when it is damaged or another network.
@@ -67,7 +116,7 @@ def load_restorer(source: str | Path) -> LoadedRestorer:
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            tensors = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as exc:
         msg = f"{path} is damaged or no safetensors file ({exc}). Fetch or train it again."
         raise ModelFileError(msg) from exc
@@ -77,7 +126,7 @@ def load_restorer(source: str | Path) -> LoadedRestorer:
         raise ModelFileError(msg)
     model = build_restorer(arch)
     try:
-        model.load_state_dict(tensors, strict=True)
+        model.load_state_dict(_unpack(tensors, path), strict=True)
     except RuntimeError as exc:
         msg = f"{path} says it is {arch} but its tensors do not fit: {str(exc).splitlines()[-1].strip()}"
         raise ModelFileError(msg) from exc
