@@ -1,9 +1,8 @@
-"""Detect, align, restore, paste: what happens to one frame."""
+"""Find and follow, restore, paste: what happens to one frame, as three stages that can overlap."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import cv2
@@ -14,8 +13,11 @@ from ufr_edge.errors import ConfigError, InputFileError
 from ufr_edge.runtime.engines.base import EngineInfo
 from ufr_edge.runtime.faces.align import estimate_alignment, warp_face
 from ufr_edge.runtime.faces.detect import Detects, Face
+from ufr_edge.runtime.faces.limits import FaceLimits
 from ufr_edge.runtime.faces.paste import feather_mask, paste_into
-from ufr_edge.runtime.frame import Affine, Box, Frame
+from ufr_edge.runtime.faces.stabilise import StabiliserConfig
+from ufr_edge.runtime.faces.track import FaceTracker, TrackConfig, TrackedFace, found_in_still
+from ufr_edge.runtime.frame import Affine, Box, FloatArray, Frame
 from ufr_edge.runtime.timing import StageClock
 
 
@@ -32,24 +34,47 @@ class Restores(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineConfig:
-    """fidelity: 0 takes the restored face whole, 1 the input. detect_every: frames per detection.
+    """fidelity: 0 takes the restored face whole, 1 the input. batch: most faces given to the engine at once.
 
-    batch: most faces given to the engine at once. side: face side for an engine that takes any.
+    side: face side for an engine that takes any. grain: share of the input's noise given back to the
+    restored face, 0 for none. stabilise: None leaves each restored face as the engine gave it.
+    `track` and `stabilise` concern streams only, not stills.
     """
 
     fidelity: float = 0.0
     colour_match: bool = True
-    detect_every: int = 1
     batch: int = 8
     side: int = 256
+    grain: float = 0.0
+    limits: FaceLimits = field(default_factory=FaceLimits)
+    track: TrackConfig = field(default_factory=TrackConfig)
+    stabilise: StabiliserConfig | None = field(default_factory=StabiliserConfig)
 
     def __post_init__(self) -> None:
         if not 0 <= self.fidelity <= 1:
             msg = f"Fidelity must lie between 0 (all restored) and 1 (the input), not {self.fidelity}."
             raise ConfigError(msg)
-        if self.detect_every < 1 or self.batch < 1:
-            msg = "detect_every and batch must be 1 or more."
+        if not 0 <= self.grain <= 2:
+            msg = f"Grain must lie between 0 (none) and 2 (twice the input's noise), not {self.grain}."
             raise ConfigError(msg)
+        if self.batch < 1:
+            msg = f"batch must be 1 or more, not {self.batch}."
+            raise ConfigError(msg)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RestoredFaces:
+    """What the restore stage hands to the paste stage; the first four go together, one entry per face.
+
+    tracks: the faces restored. restored, crops: uint8 (N, S, S, 3), the face and what it was made from.
+    matrices: 2x3, frame to aligned. all_tracks: those left alone too.
+    """
+
+    tracks: tuple[TrackedFace, ...]
+    restored: Frame
+    crops: Frame
+    matrices: tuple[Affine, ...]
+    all_tracks: tuple[TrackedFace, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,64 +82,127 @@ class Restored:
     """A frame after the pipeline. Without faces, `image` is the very array that was given.
 
     count: faces restored. touched: boxes outside which no pixel differs; None when all may.
+    faces: those restored. tracks: every face of the frame, those left alone with their reason.
     """
 
     image: Frame
     count: int
     touched: tuple[Box, ...] | None
     faces: tuple[Face, ...] = ()
+    tracks: tuple[TrackedFace, ...] = ()
 
 
 class FacePipeline:
-    """Restores the faces of frames given in order. Not for use by several threads at a time."""
+    """Restores the faces of one stream: `process` frame by frame in order, or `restore` for a still.
+
+    `process` is three stages, which may run in three threads, each given its frames in order (frames may
+    be left out in between, and need not reach every stage):
+
+    | stage | reads | writes |
+    |---|---|---|
+    | `detect_and_track` | the frame, the detector | the tracks; keeps small grey pictures, never the frame |
+    | `restore_faces`, `carry_faces` | frame, tracks, the engine | the stabiliser's state, by identity |
+    | `paste` | frame, restored faces | nothing but its result: a new picture |
+
+    No stage changes the frame it is given. One stage must not run in two threads at a time. `use_engine` and
+    `reset` belong to the thread of `restore_faces`, resp. to nobody else running.
+    """
 
     def __init__(
         self, engine: Restores, detector: Detects, config: PipelineConfig, *, clock: StageClock | None = None
     ) -> None:
-        self._engine, self._detector, self._config = engine, detector, config
+        self._detector, self._config = detector, config
         self._clock = clock or StageClock()
-        self._side = engine.info.side or config.side
-        self._mask = feather_mask(self._side)
-        self._seen: tuple[Face, ...] = ()
-        self._age = 0
+        self._tracker = FaceTracker(detector, config.track, config.limits, clock=self._clock)
+        self._masks: dict[int, FloatArray] = {}
+        self.use_engine(engine)
+
+    def process(self, frame: Frame, *, time_s: float) -> Restored:
+        """Restore one RGB frame shown at `time_s` seconds. Raises ShapeError, InferenceError."""
+        tracks = self.detect_and_track(frame, time_s=time_s)
+        return self.paste(frame, self.restore_faces(frame, tracks))
 
     def restore(self, frame: Frame) -> Restored:
-        """Restore every face of one RGB frame. Raises ShapeError, InferenceError."""
-        faces = self._find(frame)
-        if not faces:
-            return Restored(image=frame, count=0, touched=())
+        """Restore every face of a still, which has no frame before it. Raises ShapeError, InferenceError."""
+        with self._clock.stage("detect"):
+            tracks = found_in_still(self._detector.detect(frame), self._config.limits)
+        return self.paste(frame, self._run_engine(frame, tracks))
+
+    def detect_and_track(self, frame: Frame, *, time_s: float) -> tuple[TrackedFace, ...]:
+        """Every face of the frame, largest first; those with `skipped` are left alone by the next stage.
+
+        Raises ShapeError, InferenceError. Time that runs backwards or jumps begins a new stream.
+        """
+        return self._tracker.update(frame, time_s)
+
+    def restore_faces(self, frame: Frame, tracks: tuple[TrackedFace, ...]) -> RestoredFaces:
+        """Cut out, restore (all faces together) and stabilise. Raises InferenceError."""
+        return self._run_engine(frame, tracks)
+
+    def carry_faces(self, frame: Frame, tracks: tuple[TrackedFace, ...]) -> RestoredFaces:
+        """As `restore_faces` without the engine: each track's last change is laid onto the new picture.
+
+        For frames there is no time to restore. A face that was never restored is left alone.
+        """
+        raise NotImplementedError
+
+    def paste(self, frame: Frame, faces: RestoredFaces) -> Restored:
+        """Put restored faces back into a copy of the frame they were cut from; the frame itself without any."""
+        if not faces.tracks:
+            return Restored(image=frame, count=0, touched=(), tracks=faces.all_tracks)
+        with self._clock.stage("paste"):
+            canvas, touched = frame.copy(), tuple[Box, ...]()
+            for face, crop, matrix in zip(faces.restored, faces.crops, faces.matrices, strict=True):
+                box = self._paste_one(canvas, face, crop, matrix)
+                touched += () if box is None else (box,)
+        return Restored(
+            image=canvas,
+            count=len(faces.tracks),
+            touched=touched,
+            faces=tuple(track.face for track in faces.tracks),
+            tracks=faces.all_tracks,
+        )
+
+    def use_engine(self, engine: Restores) -> None:
+        """Go on with another engine, of any side."""
+        self._engine = engine
+        self._side = engine.info.side or self._config.side
+
+    def reset(self) -> None:
+        """Forget every track: the next frame begins a new stream."""
+        self._tracker.reset()
+
+    def _run_engine(self, frame: Frame, tracks: tuple[TrackedFace, ...]) -> RestoredFaces:
+        wanted = tuple(track for track in tracks if track.skipped is None)
+        side = self._side
+        if not wanted:
+            none = np.empty((0, side, side, 3), np.uint8)
+            return RestoredFaces(tracks=(), restored=none, crops=none, matrices=(), all_tracks=tracks)
         with self._clock.stage("warp"):
-            matrices = [estimate_alignment(face.landmarks, self._side) for face in faces]
-            crops = np.stack([warp_face(frame, matrix, self._side) for matrix in matrices])
+            matrices = tuple(estimate_alignment(track.face.landmarks, side) for track in wanted)
+            crops = np.stack([warp_face(frame, matrix, side) for matrix in matrices])
         with self._clock.stage("restore"):
             restored = infer_all(self._engine, crops, batch=self._config.batch)
-        with self._clock.stage("paste"):
-            image, touched = self._paste(frame, restored, crops, matrices)
-        return Restored(image=image, count=len(faces), touched=touched, faces=faces)
+        return RestoredFaces(
+            tracks=wanted, restored=restored, crops=crops, matrices=matrices, all_tracks=tracks
+        )
 
-    def _find(self, frame: Frame) -> tuple[Face, ...]:
-        if self._age % self._config.detect_every == 0:
-            with self._clock.stage("detect"):
-                self._seen = tuple(self._detector.detect(frame))
-        self._age += 1
-        return self._seen
+    def _paste_one(self, canvas: Frame, face: Frame, crop: Frame, matrix: Affine) -> Box | None:
+        return paste_into(
+            canvas,
+            face,
+            matrix,
+            fidelity=self._config.fidelity,
+            colour_match=self._config.colour_match,
+            crop=crop,
+            mask=self._mask(len(face)),
+        )
 
-    def _paste(
-        self, frame: Frame, restored: Frame, crops: Frame, matrices: Sequence[Affine]
-    ) -> tuple[Frame, tuple[Box, ...]]:
-        canvas, touched = frame.copy(), tuple[Box, ...]()
-        for face, crop, matrix in zip(restored, crops, matrices, strict=True):
-            box = paste_into(
-                canvas,
-                face,
-                matrix,
-                fidelity=self._config.fidelity,
-                colour_match=self._config.colour_match,
-                crop=crop,
-                mask=self._mask,
-            )
-            touched += () if box is None else (box,)
-        return canvas, touched
+    def _mask(self, side: int) -> FloatArray:
+        # By side, as a face restored before `use_engine` may be pasted after it.
+        if side not in self._masks:
+            self._masks[side] = feather_mask(side)
+        return self._masks[side]
 
 
 def infer_all(engine: Restores, crops: Frame, *, batch: int) -> Frame:

@@ -36,8 +36,8 @@ class RunConfig:
     threads: int | None = None
 
 
-Work = Callable[[Frame, str], Restored]
-"""A frame and its name to the restored frame."""
+Work = Callable[[Frame, str, float | None], Restored]
+"""A frame, its name, and its time in seconds (None for a still) to the restored frame."""
 
 Watch = Callable[[int, int | None], None]
 """Called after each frame with (frames done, frames in all or None)."""
@@ -216,7 +216,7 @@ def _restored(run: _Run, items: Generator[SourceItem, None, None]) -> Iterator[S
 
 
 def _restore_one(run: _Run, item: SourceFrame) -> SourceFrame:
-    done = run.work(item.image, f"Frame {item.index}")
+    done = run.work(item.image, f"Frame {item.index}", item.seconds)
     run.tally.saw(done.count)
     native = None if done.touched is None else item.native
     return replace(item, image=done.image, native=native, touched=done.touched or ())
@@ -236,7 +236,7 @@ def _timed(items: Iterator[SourceItem], clock: StageClock) -> Iterator[SourceIte
 def _one_image(run: _Run, path: Path, out: Path, *, total: int) -> None:
     with run.clock.stage("decode"):
         frame = read_image(path)
-    done = run.work(frame, str(path))
+    done = run.work(frame, str(path), None)
     run.tally.saw(done.count)
     with run.clock.stage("encode"):
         write_image(out, done.image)
@@ -275,11 +275,14 @@ def _open_detector(engine: Restores, config: RunConfig) -> FaceDetector:
 
 
 def _face_work(pipeline: FacePipeline) -> Work:
-    return lambda frame, _name: pipeline.restore(frame)
+    def work(frame: Frame, _name: str, time_s: float | None) -> Restored:
+        return pipeline.restore(frame) if time_s is None else pipeline.process(frame, time_s=time_s)
+
+    return work
 
 
 def _aligned_work(engine: Restores, config: RunConfig, clock: StageClock) -> Work:
-    def work(frame: Frame, name: str) -> Restored:
+    def work(frame: Frame, name: str, _time_s: float | None) -> Restored:
         return restore_aligned(engine, frame, config.pipeline, clock=clock, name=name)
 
     return work

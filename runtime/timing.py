@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-STAGES = ("decode", "detect", "warp", "restore", "paste", "encode")
+STAGES = ("decode", "detect", "track", "warp", "restore", "stabilise", "paste", "encode")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,6 +27,13 @@ def picture(number: int, *, size: tuple[int, int] = (96, 64)) -> Frame:
     return out.astype(np.uint8)
 
 
+def textured(size: tuple[int, int], *, seed: int = 0) -> Frame:
+    """A picture (width, height) of smooth spots, which optical flow can follow."""
+    rng = np.random.default_rng(seed)
+    cells = rng.integers(0, 256, (size[1] // 6 + 2, size[0] // 6 + 2, 3), dtype=np.uint8)
+    return np.asarray(cv2.resize(cells, size, interpolation=cv2.INTER_CUBIC), dtype=np.uint8)
+
+
 @dataclass
 class StubEngine:
     """Returns every face with brighter stripes of 8 rows; keeps the sizes of the batches it was given."""

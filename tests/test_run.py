@@ -18,6 +18,7 @@ from clips import (
     picture,
     read_clip,
     sound_packets,
+    textured,
     write_clip,
     write_picture,
 )
@@ -25,6 +26,7 @@ from clips import (
 from ufr_edge.errors import ConfigError, InputFileError, OutputError
 from ufr_edge.runtime.frame import Frame
 from ufr_edge.runtime.images import read_image
+from ufr_edge.runtime.faces.track import TrackConfig
 from ufr_edge.runtime.pipeline import FacePipeline, PipelineConfig
 from ufr_edge.runtime.run import RunConfig, run_path
 from ufr_edge.runtime.video.opening import open_source
@@ -65,15 +67,16 @@ class TestPipeline:
 
     def test_detection_may_be_left_out_between_frames(self) -> None:
         detector = StubDetector([1])
-        pipeline = FacePipeline(StubEngine(), detector, PipelineConfig(detect_every=3))
-        assert [pipeline.restore(picture(n)).count for n in range(7)] == [1] * 7
+        pipeline = FacePipeline(StubEngine(), detector, PipelineConfig())
+        frame = textured((96, 64))  # something to follow
+        assert [pipeline.process(frame, time_s=n / 30).count for n in range(7)] == [1] * 7
         assert detector.calls == 3
 
     def test_refuses_settings_out_of_range(self) -> None:
         with pytest.raises(ConfigError, match="Fidelity"):
             PipelineConfig(fidelity=2)
         with pytest.raises(ConfigError):
-            PipelineConfig(detect_every=0)
+            TrackConfig(detect_every=0)
         with pytest.raises(ConfigError):
             EncodeConfig(crf=99)
 
@@ -83,15 +86,15 @@ class TestVideo:
         times = [0, 40, 95, 100, 300, 301, 340, 1000, 1033]  # variable frame rate
         clip = write_clip(tmp_path / "in.mkv", pts=times)
         out = tmp_path / "out.mkv"
-        report = run_path(clip, out, StubEngine(), CRISP, detector=StubDetector([1, 0, 2]))
+        report = run_path(clip, out, StubEngine(), CRISP, detector=StubDetector([0, 2]))
         frames = read_clip(out)
         assert [seconds for seconds, _ in frames] == [Fraction(t, 1000) for t in times]
-        assert (report.frames_in, report.frames_out, report.faces) == (9, 9, 1 + 0 + 7 * 2)
-        assert report.frames_without_face == 1
+        assert (report.frames_in, report.frames_out, report.faces) == (9, 9, 6 * 2)
+        assert report.frames_without_face == 3  # until faces are looked for again
         for number, (_, frame) in enumerate(frames):  # in order: away from the faces the red tells the number
             assert abs(float(frame[60:, :, 0].mean()) - (20 + 6 * number)) < 3
         assert {stage.name for stage in report.stages} == {
-            "decode", "detect", "warp", "restore", "paste", "encode"
+            "decode", "detect", "track", "warp", "restore", "paste", "encode"
         }  # fmt: skip
         json.dumps(report.to_json())
 

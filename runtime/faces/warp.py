@@ -51,6 +51,12 @@ def inverse(matrix: Affine) -> Affine:
     return np.asarray(cv2.invertAffineTransform(matrix), dtype=np.float64)
 
 
+def compose(second: Affine, first: Affine) -> Affine:
+    """The matrix that does `first`, then `second`."""
+    linear = second[:, :2] @ first[:, :2]
+    return np.column_stack([linear, second[:, :2] @ first[:, 2] + second[:, 2]])
+
+
 def apply(matrix: Affine, points: FloatArray) -> FloatArray:
     """Map points (N, 2) x, y by a 2x3 matrix."""
     return np.asarray(points @ matrix[:, :2].T + matrix[:, 2], dtype=np.float32)

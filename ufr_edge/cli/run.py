@@ -13,6 +13,8 @@ from ufr_edge.progress import progress_bar
 from ufr_edge.runtime.bundle import open_bundle_engine
 from ufr_edge.runtime.engines.base import EngineInfo
 from ufr_edge.runtime.faces.detect import DetectorConfig
+from ufr_edge.runtime.faces.stabilise import StabiliserConfig
+from ufr_edge.runtime.faces.track import TrackConfig
 from ufr_edge.runtime.pipeline import PipelineConfig
 from ufr_edge.runtime.report import RunReport
 from ufr_edge.runtime.run import RunConfig, run_path
@@ -31,7 +33,17 @@ from ufr_edge.runtime.video.writer import EncodeConfig
     "-w", "--fidelity", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="1 keeps the input."
 )
 @click.option("--aligned", is_flag=True, help="The input is aligned faces: no detection, no paste.")
-@click.option("--detect-every", type=click.IntRange(1), default=1, show_default=True, help="Frames.")
+@click.option(
+    "--detect-every",
+    type=click.IntRange(1),
+    default=3,
+    show_default=True,
+    help="Look for faces in each so manieth frame of a video; they are followed in between.",
+)
+@click.option("--no-stabilise", is_flag=True, help="Video: leave each restored face as the engine gave it.")
+@click.option(
+    "--grain", type=click.FloatRange(0, 2), default=0.0, show_default=True, help="1: the input's noise."
+)
 @click.option(
     "--detect-side",
     type=click.IntRange(128, 2048),
@@ -53,6 +65,8 @@ def command(
     fidelity: float,
     aligned: bool,
     detect_every: int,
+    no_stabilise: bool,
+    grain: float,
     detect_side: int,
     crf: int,
     threads: int | None,
@@ -62,7 +76,12 @@ def command(
 ) -> None:
     """Restore the faces in a picture, a folder of pictures or a video."""
     config = RunConfig(
-        pipeline=PipelineConfig(fidelity=fidelity, detect_every=detect_every),
+        pipeline=PipelineConfig(
+            fidelity=fidelity,
+            grain=grain,
+            track=TrackConfig(detect_every=detect_every),
+            stabilise=None if no_stabilise else StabiliserConfig(),
+        ),
         detector=DetectorConfig(long_side=detect_side),
         encode=EncodeConfig(crf=crf, threads=threads),
         aligned=aligned,
