@@ -93,7 +93,7 @@ def test_no_command_file_is_forgotten() -> None:
         if "\ndef command(" in (text := (ROOT / "ufr_edge/cli" / f"{name}.py").read_text(encoding="utf-8"))
         or "\ncommand = " in text
     }
-    assert with_command <= set(COMMANDS)
+    assert with_command <= {name.replace("-", "_") for name in COMMANDS}
 
 
 def test_a_missing_command_does_not_break_help(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,7 +240,7 @@ def test_python_dash_m_is_the_same_program() -> None:
 
 def test_models_lists_shows_and_finds() -> None:
     rows = json.loads(run_cli("models", "list", "--json").stdout)
-    for row in rows:
+    for row in (row for row in rows if row["state"] == "shipped"):
         assert Path(row["path"]).is_dir()
         assert row["kind"] in ("restorer", "prior")
         assert row["size"] > 0

@@ -15,6 +15,7 @@ TREE: dict[str, tuple[type[Exception], ExitCode]] = {
     "BundleError": (ValueError, ExitCode.ERROR),
     "CalibrationError": (ValueError, ExitCode.ERROR),
     "ConfigError": (ValueError, ExitCode.ERROR),
+    "DownloadError": (ConnectionError, ExitCode.ERROR),
     "EngineMisfitError": (RuntimeError, ExitCode.ENGINE_MISFIT),
     "GateFailedError": (RuntimeError, ExitCode.GATE_FAILED),
     "InferenceError": (RuntimeError, ExitCode.ERROR),

@@ -73,6 +73,10 @@ class GateFailedError(UfrEdgeError, RuntimeError):
     exit_code = ExitCode.GATE_FAILED
 
 
+class DownloadError(UfrEdgeError, ConnectionError):
+    """A download broke off or the server refused it."""
+
+
 class EngineMisfitError(UfrEdgeError, RuntimeError):
     """An engine was built for another device or version."""
 

@@ -40,8 +40,9 @@ COMMANDS: dict[str, CommandInfo] = {
     "eval": CommandInfo("Measure faces, or a restorer on them, against their clean versions.", "train"),
     "export": CommandInfo("Turn a trained restorer into a bundle of device engines.", "export"),
     "finetune": CommandInfo("Train a restorer on pairs of bad faces and targets.", "train"),
-    "models": CommandInfo("List the shipped weights, show their cards and where they lie."),
+    "models": CommandInfo("List shipped weights and known checkpoints, fetch them, show their cards."),
     "pretrain": CommandInfo("Train a restorer or a diffusion prior on clean faces.", "train"),
+    "prior-report": CommandInfo("Report on a diffusion prior: figures and sheets on held-out faces.", "train"),
     "run": CommandInfo("Restore the faces in an image, a folder, a video or a camera."),
     "targets": CommandInfo("Draw training targets for bad faces with the diffusion prior.", "train"),
     "verify": CommandInfo("Check a bundle: every checksum, and each engine against its ONNX."),
@@ -80,7 +81,7 @@ class LazyGroup(click.Group):
 
 
 def _load(name: str) -> click.Command:
-    module = f"ufr_edge.cli.{name}"
+    module = f"ufr_edge.cli.{name.replace('-', '_')}"
     try:
         command = importlib.import_module(module).command
     except ModuleNotFoundError as exc:

@@ -1,0 +1,229 @@
+"""Fetching model files: resumed where they broke off, checked before they get their name, kept in one cache folder."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import shutil
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ufr_edge import __version__
+from ufr_edge.errors import BackendUnavailableError, DownloadError, ModelFileError, OutputError
+from ufr_edge.files import sha256_file
+from ufr_edge.progress import Advance, progress_bar
+
+_CHUNK = 1 << 20
+_TIMEOUT_S = 60.0
+_RETRIED = (ConnectionError, TimeoutError, http.client.HTTPException, urllib.error.URLError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoteFile:
+    """One file to fetch: `size` in bytes and `sha256` (64 hex digits) where they are publicly known, else None."""
+
+    url: str
+    name: str
+    size: int | None = None
+    sha256: str | None = None
+
+
+def cache_folder() -> Path:
+    """Where fetched models lie: $UFR_CACHE, $XDG_CACHE_HOME/ufr-edge or ~/.cache/ufr-edge."""
+    if own := os.environ.get("UFR_CACHE"):
+        return Path(own)
+    if shared := os.environ.get("XDG_CACHE_HOME"):
+        return Path(shared) / "ufr-edge"
+    return Path.home() / ".cache" / "ufr-edge"
+
+
+def is_offline() -> bool:
+    """Whether UFR_OFFLINE forbids the network (any value but empty, 0, false and no)."""
+    return os.environ.get("UFR_OFFLINE", "").lower() not in ("", "0", "false", "no")
+
+
+def fetch(
+    file: RemoteFile, folder: Path, *, offline: bool = False, show: bool = True, attempts: int = 4, pause_s: float = 1.0
+) -> Path:
+    """Return `folder`/NAME, fetched and checked unless it is there and fits already.
+
+    An interrupted download stays beside it as NAME.part and goes on where it stopped, in this call (`attempts`
+    tries, `pause_s` seconds before the second and twice as long before each further one) or a later one.
+
+    Raises BackendUnavailableError when `offline` (or UFR_OFFLINE) forbids the network, DownloadError when the
+    server refuses or the line breaks, OutputError without the room, ModelFileError when what came does not fit.
+    """
+    target = folder / file.name
+    if target.is_file() and misfit(file, target) is None:
+        return target
+    if offline or is_offline():
+        msg = (
+            f"{file.name} is not in {folder}, and the network is switched off (--offline or UFR_OFFLINE). "
+            f"Fetch {file.url} where there is a network and put it there."
+        )
+        raise BackendUnavailableError(msg)
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / f"{file.name}.part"
+    with _alone(folder / f"{file.name}.lock", target):
+        _fetch_part(file, part, show=show, attempts=attempts, pause_s=pause_s)
+        _keep(file, part, target)
+    return target
+
+
+def misfit(file: RemoteFile, path: Path) -> str | None:
+    """Say in words how `path` differs from what is known of `file`; None when nothing does."""
+    size = path.stat().st_size
+    if file.size is not None and size != file.size:
+        return f"it has {size:,} bytes, not {file.size:,}"
+    if file.sha256 is not None and (found := sha256_file(path)) != file.sha256:
+        return f"its SHA-256 is {found}, not {file.sha256}"
+    return None
+
+
+def _keep(file: RemoteFile, part: Path, target: Path) -> None:
+    wrong = misfit(file, part)
+    if wrong is not None:
+        _throw_away(part)
+        msg = f"What {file.url} sent is not {file.name}: {wrong}. It was thrown away; try again, or report a new release."
+        raise ModelFileError(msg)
+    part.replace(target)
+    _etag_file(part).unlink(missing_ok=True)
+
+
+def _fetch_part(file: RemoteFile, part: Path, *, show: bool, attempts: int, pause_s: float) -> None:
+    for attempt in range(attempts):
+        try:
+            with progress_bar(file.name, file.size, done=_size(part), show=show) as advance:
+                _request(file, part, advance)
+        except urllib.error.HTTPError as exc:
+            exc.close()
+            msg = f"{file.url} answered {exc.code} {exc.reason}. Fetch the file by hand, or look for where it moved."
+            raise DownloadError(msg) from exc
+        except _RETRIED as exc:
+            if attempt + 1 == attempts:
+                reason = getattr(exc, "reason", None) or exc
+                msg = (
+                    f"{file.url} broke off after {_size(part):,} bytes ({reason}). "
+                    "Run the command again: it goes on from there."
+                )
+                raise DownloadError(msg) from exc
+            time.sleep(pause_s * 2**attempt)
+        else:
+            return
+
+
+def _request(file: RemoteFile, part: Path, advance: Advance) -> None:
+    """One request for what is missing of `part`; raises a ConnectionError when the answer ends early."""
+    done = _size(part)
+    if file.size is not None and done >= file.size:
+        return
+    headers = {"User-Agent": f"ufr-edge/{__version__}", "Accept-Encoding": "identity"}
+    if done:
+        headers["Range"] = f"bytes={done}-"
+        if etag := _read_etag(part):
+            headers["If-Range"] = etag  # another file by now: the server then sends it whole
+    try:
+        answer = urllib.request.urlopen(urllib.request.Request(file.url, headers=headers), timeout=_TIMEOUT_S)
+    except urllib.error.HTTPError as exc:
+        if exc.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
+            raise
+        exc.close()
+        if exc.headers.get("Content-Range") == f"bytes */{done}":
+            return  # all of it is here already
+        _throw_away(part)
+        msg = "what was there is longer than the file"
+        raise ConnectionError(msg) from exc
+    with answer:
+        _receive(answer, part, advance, done)
+
+
+def _receive(answer: Any, part: Path, advance: Advance, done: int) -> None:
+    goes_on = answer.status == http.client.PARTIAL_CONTENT
+    start = done if goes_on else 0
+    if goes_on and not answer.headers.get("Content-Range", "").startswith(f"bytes {done}-"):
+        _throw_away(part)
+        msg = f"the server sent another part than was asked for ({answer.headers.get('Content-Range')})"
+        raise ConnectionError(msg)
+    length = answer.headers.get("Content-Length")
+    _check_room(part, int(length) if length else 0)
+    if not goes_on:
+        _etag_file(part).write_text(answer.headers.get("ETag") or "", encoding="utf-8")
+        advance(-done)
+    with part.open("ab" if goes_on else "wb") as out:
+        received = _copy(answer, out, part, advance)
+    if length and received < int(length):
+        msg = f"{start + received:,} of {start + int(length):,} bytes came"
+        raise ConnectionError(msg)
+
+
+def _copy(answer: Any, out: BinaryIO, part: Path, advance: Advance) -> int:
+    received = 0
+    while True:
+        try:
+            chunk = answer.read(_CHUNK)
+        except http.client.IncompleteRead as exc:
+            chunk = exc.partial  # keep what came; the caller sees that it is short
+        if not chunk:
+            return received
+        try:
+            out.write(chunk)
+        except OSError as exc:
+            msg = f"{part} cannot be written: {exc.strerror}. Free some space, or set UFR_CACHE to another folder."
+            raise OutputError(msg) from exc
+        received += len(chunk)
+        advance(len(chunk))
+
+
+def _check_room(part: Path, needed: int) -> None:
+    free = shutil.disk_usage(part.parent).free
+    if needed > free:
+        msg = (
+            f"{part.parent} has {free / 1e6:,.0f} MB free; {needed / 1e6:,.0f} MB more are needed for {part.stem}. "
+            "Free some space, or set UFR_CACHE to another folder."
+        )
+        raise OutputError(msg)
+
+
+def _size(part: Path) -> int:
+    return part.stat().st_size if part.exists() else 0
+
+
+def _throw_away(part: Path) -> None:
+    part.unlink()
+    _etag_file(part).unlink(missing_ok=True)
+
+
+def _etag_file(part: Path) -> Path:
+    return part.with_name(part.name + ".etag")
+
+
+def _read_etag(part: Path) -> str:
+    path = _etag_file(part)
+    etag = path.read_text(encoding="utf-8") if path.exists() else ""
+    return "" if etag.startswith("W/") else etag  # If-Range takes no weak ones
+
+
+@contextmanager
+def _alone(lock: Path, target: Path) -> Iterator[None]:
+    """Keep a second process from writing the same part; where the system has no such lock, go on without."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    with lock.open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as exc:
+            msg = f"{target.name} is being fetched by another process. Wait for it, then run the command again."
+            raise OutputError(msg) from exc
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
