@@ -1,0 +1,172 @@
+"""What can be measured of a prior on held-out faces. Images are uint8 (N, S, S, 3) RGB throughout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from ufr_edge.adaptation.prior_task import EVALUATED_TIMESTEPS
+from ufr_edge.adaptation.training import autocast, to_tensor, to_uint8
+from ufr_edge.errors import ShapeError
+from ufr_edge.metrics.frechet import frechet_distance
+from ufr_edge.metrics.quality import psnr
+from ufr_edge.metrics.spectrum import high_frequency_energy
+from ufr_edge.priors.features import PriorFeatures, pooled_features
+from ufr_edge.priors.model import DiffusionPrior, base_abar
+from ufr_edge.priors.sampler import ImageNoise, SamplerConfig, add_noise, sample_targets
+from ufr_edge.priors.wiener import wiener_estimate
+from ufr_edge.progress import Advance
+from ufr_edge.runtime.faces.detect import Detects
+
+Images = NDArray[np.uint8]
+Figures = dict[str, Any]
+_REFERENCE_SIDE = 512
+
+
+@torch.no_grad()
+def epsilon_losses(
+    prior: DiffusionPrior, faces: Images, seeds: Sequence[int], *, precision: str, batch: int, advance: Advance
+) -> Figures:
+    """Mean squared error of the noise estimate by base timestep: `linear` (Wiener's filter alone) and `prior`.
+
+    One seed per face: its noise depends on nothing else. `advance` is told of each face.
+    """
+    device = next(prior.parameters()).device
+    abar = base_abar(device)
+    sums = {t: np.zeros(2) for t in EVALUATED_TIMESTEPS}
+    for i in range(0, len(faces), batch):
+        x_0 = 2 * to_tensor(faces[i : i + batch], device) - 1
+        noise = ImageNoise(seeds[i : i + batch], x_0)
+        for t in EVALUATED_TIMESTEPS:
+            eps, at = noise.draw(), torch.full((len(x_0),), t, device=device)
+            x_t = add_noise(x_0, float(abar[t]), eps)
+            with autocast(device, precision):
+                predicted = prior(x_t, at)[:, :3].float()
+            guesses = (_linear_noise(x_t, abar[at]), predicted)
+            sums[t] += [float((guess - eps).square().mean((1, 2, 3)).sum()) for guess in guesses]
+        advance(len(x_0))
+    means = {t: total / len(faces) for t, total in sums.items()}
+    return {str(t): {"linear": float(linear), "prior": float(own)} for t, (linear, own) in means.items()}
+
+
+def _linear_noise(x_t: Tensor, abar: Tensor) -> Tensor:
+    x_0, _ = wiener_estimate(x_t, abar)
+    a = abar[:, None, None, None]
+    return (x_t - a.sqrt() * x_0) / (1 - a).sqrt()
+
+
+def unconditional(
+    prior: DiffusionPrior, side: int, seeds: Sequence[int], *, calls: int, precision: str
+) -> Images:
+    """Faces out of noise, uint8 (B, side, side, 3): the paper's chain from its noisiest level, nothing held.
+
+    The noised reference at that level (abar 4e-5) is noise alone; grey stands in for it. `calls` of the prior.
+    """
+    start = SamplerConfig().steps - 1
+    config = SamplerConfig(start=start, hold_until=start, fast_steps=calls, precision=precision)  # type: ignore[arg-type]
+    device = next(prior.parameters()).device
+    grey = torch.full((len(seeds), 3, side, side), 0.5, device=device)
+    return to_uint8(sample_targets(prior, grey, config, seeds))
+
+
+def target_figures(targets: Images, restored: Images, truth: Images) -> Figures:
+    """What sampling made of a restorer's output: PSNR in dB against the truth, and fine detail beside clean faces'.
+
+    `psnr_change_db`: target's minus restorer's. `detail_ratio`: mean `high_frequency_energy` of the targets over that
+    of the truth; `restored_detail_ratio` likewise.
+    """
+    detail = {
+        name: float(np.mean([high_frequency_energy(face) for face in stack]))
+        for name, stack in (("targets", targets), ("restored", restored), ("truth", truth))
+    }
+    own, base = (float(np.mean([psnr(a, b) for a, b in zip(s, truth, strict=True)])) for s in (targets, restored))
+    return {
+        "psnr_db": own,
+        "restored_psnr_db": base,
+        "psnr_change_db": own - base,
+        "detail_ratio": detail["targets"] / detail["truth"],
+        "restored_detail_ratio": detail["restored"] / detail["truth"],
+    }
+
+
+@torch.no_grad()
+def frechet_figures(stacks: Mapping[str, Images], others: Images, features: PriorFeatures, *, batch: int = 8) -> Figures:
+    """Fréchet distance of each stack to `others`, on the prior's pooled features; equal counts only.
+
+    It is not FID, and comparable only at one count and on the features of one prior. Raises ShapeError.
+    """
+    for name, stack in stacks.items():
+        if len(stack) != len(others):
+            msg = f"Fréchet distances need equal counts: {name} has {len(stack)} faces, the others {len(others)}."
+            raise ShapeError(msg)
+    known = _pool(others, features, batch)
+    return {name: frechet_distance(_pool(stack, features, batch), known) for name, stack in stacks.items()}
+
+
+def _pool(images: Images, features: PriorFeatures, batch: int) -> NDArray[np.float64]:
+    device = next(features.parameters()).device
+    parts = [
+        pooled_features(features, to_tensor(images[i : i + batch], device)) for i in range(0, len(images), batch)
+    ]
+    return torch.cat(parts).double().cpu().numpy()
+
+
+def identity_figures(sampled: Images, faces: Images, features: PriorFeatures, detector: Detects) -> Figures:
+    """Is a resampled face still the same one? Landmarks, and whether its nearest original is its own.
+
+    Distances are prior-feature distances on the inner face (half the side), so that hair and background do not tell;
+    the features are no face recogniser's. Landmark displacement is in pixels at 512.
+    """
+    distances = feature_distances(inner_face(sampled, features), inner_face(faces, features), features)
+    own = np.diagonal(distances)
+    others = distances + np.diag(np.full(len(own), np.inf))
+    return {
+        "own_is_nearest": float(np.mean(own <= others.min(1))),
+        "own_distance": float(own.mean()),
+        "nearest_other_distance": float(others.min(1).mean()),
+        **_landmark_figures(sampled, faces, detector),
+    }
+
+
+def inner_face(faces: Images, features: PriorFeatures) -> Images:
+    """Cut the middle of aligned faces, brows to chin: half the side, rounded to what the features take."""
+    side = faces.shape[1]
+    size = max(features.multiple_of, side // 2 // features.multiple_of * features.multiple_of)
+    top, left = (side * 5 // 8) - size // 2, (side - size) // 2
+    return faces[:, top : top + size, left : left + size]
+
+
+@torch.no_grad()
+def feature_distances(a: Images, b: Images, features: PriorFeatures, *, batch: int = 8) -> NDArray[np.float64]:
+    """`prior_feature_distance` of every face of `a` (N) with every one of `b` (M), float64 (N, M)."""
+    levels = zip(_directions(a, features, batch), _directions(b, features, batch), strict=True)
+    # |p - q|^2 of unit vectors is 2 - 2 pq: one matrix product a level in place of N M comparisons.
+    found = [2 - 2 * (p.flatten(1) @ q.flatten(1).T) / p[0, 0].numel() for p, q in levels]
+    return torch.stack(found).mean(0).double().cpu().numpy()
+
+
+def _directions(images: Images, features: PriorFeatures, batch: int) -> list[Tensor]:
+    device = next(features.parameters()).device
+    parts = [features(to_tensor(images[i : i + batch], device)) for i in range(0, len(images), batch)]
+    return [F.normalize(torch.cat(level).float(), dim=1, eps=1e-5) for level in zip(*parts, strict=True)]
+
+
+def _landmark_figures(sampled: Images, faces: Images, detector: Detects) -> Figures:
+    scale = _REFERENCE_SIDE / faces.shape[1]
+    moved: list[float] = []
+    for new, old in zip(sampled, faces, strict=True):
+        found = [detector.detect(image)[:1] for image in (new, old)]
+        if all(found):
+            points = [np.asarray(face[0].landmarks, dtype=np.float64) for face in found]
+            moved.append(scale * float(np.linalg.norm(points[0] - points[1], axis=1).mean()))
+    figures: Figures = {"faces": len(faces), "faces_detected": len(moved)}
+    if moved:
+        figures["landmarks_px"] = float(np.mean(moved))
+        figures["landmarks_px_p95"] = float(np.percentile(moved, 95))
+    return figures

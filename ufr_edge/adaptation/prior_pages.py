@@ -1,0 +1,143 @@
+"""The pages of a prior report: index.html and the curve beside it, from the record alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ufr_edge.adaptation.report import Section, write_report
+from ufr_edge.files import atomic_file
+
+LOWEST_PSNR_CHANGE = -0.3
+"""dB: a target may lie so far below the restorer's output."""
+
+DETAIL_WITHIN = 0.2
+"""Share by which a target's fine detail may differ from that of clean faces."""
+
+Row = Sequence[str]
+
+
+def write_pages(out: Path, record: Mapping[str, Any]) -> None:
+    """Write epsilon.png and index.html into `out`. Pictures are linked: they lie beside the page."""
+    figures = record["figures"]
+    draw_epsilon(out / "epsilon.png", figures["epsilon"])
+    sections = [_epsilon(figures["epsilon"]), _identity(figures["identity"])]
+    if "targets" in figures:
+        sections += _targets(figures["targets"], record["config"])
+    sections += _samples(figures["frechet"])
+    lead = f"{record['parameters']:,} parameters, {record['faces']} held-out faces. Made by: {record['command']}"
+    write_report(out / "index.html", title=f"Report on {record['config']['prior']}", lead=lead, sections=sections)
+
+
+def draw_epsilon(path: Path, figures: Mapping[str, Mapping[str, float]]) -> None:
+    """Draw the epsilon loss over the base timestep, both axes logarithmic, as PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    levels = [int(t) for t in figures]
+    lines = (("linear", "linear filter alone", "#999999"), ("prior", "prior", "#1f5fa8"))
+    for key, label, colour in lines:
+        axes.plot(levels, [figures[str(t)][key] for t in levels], "o-", color=colour, label=label)
+    axes.set(xscale="log", yscale="log", xlabel="base timestep (of 1000)", ylabel="mean squared error of the noise")
+    axes.set_xticks(levels, [str(t) for t in levels])
+    axes.minorticks_off()
+    axes.legend(frameon=False)
+    with atomic_file(path) as beside:
+        figure.savefig(beside, dpi=110)
+
+
+def epsilon_table(figures: Mapping[str, Mapping[str, float]]) -> tuple[list[str], list[list[str]]]:
+    """Return (head, rows): loss of the linear filter, of the prior, and what share of it is left."""
+    rows = [
+        [t, f"{v['linear']:.5f}", f"{v['prior']:.5f}", f"{100 * v['prior'] / v['linear']:.0f} %"]
+        for t, v in figures.items()
+    ]
+    return ["timestep", "linear filter", "prior", "left"], rows
+
+
+def identity_table(figures: Mapping[str, float]) -> tuple[list[str], list[list[str]]]:
+    """Return (head, rows) of the figures of a face passed once through the sampler."""
+    rows = [
+        ["nearest of all originals is its own", f"{100 * figures['own_is_nearest']:.0f} %"],
+        ["distance to its own original", f"{figures['own_distance']:.3f}"],
+        ["distance to the nearest other", f"{figures['nearest_other_distance']:.3f}"],
+        ["faces detected before and after", f"{figures['faces_detected']:.0f} of {figures['faces']:.0f}"],
+    ]
+    if "landmarks_px" in figures:
+        moved = f"{figures['landmarks_px']:.1f} px (95 %: {figures['landmarks_px_p95']:.1f} px)"
+        rows.append(["landmarks moved, at 512 px", moved])
+    return ["", "value"], rows
+
+
+def target_table(figures: Mapping[str, Mapping[str, float]]) -> tuple[list[str], list[list[str]]]:
+    """Return (head, rows), one row per sampler, with what is held to the limits."""
+    rows = [
+        [
+            name,
+            f"{v['restored_psnr_db']:.2f}",
+            f"{v['psnr_db']:.2f}",
+            f"{v['psnr_change_db']:+.2f}",
+            kept(v["psnr_change_db"] >= LOWEST_PSNR_CHANGE),
+            f"{v['restored_detail_ratio']:.2f}",
+            f"{v['detail_ratio']:.2f}",
+            kept(abs(v["detail_ratio"] - 1) <= DETAIL_WITHIN),
+        ]
+        for name, v in figures.items()
+    ]
+    head = ["sampler", "PSNR restored", "PSNR target", "change dB", f"{LOWEST_PSNR_CHANGE:g} dB or more"]
+    return [*head, "detail restored", "detail target", f"1 ± {DETAIL_WITHIN:g}"], rows
+
+
+def frechet_table(figures: Mapping[str, float]) -> tuple[list[str], list[list[str]]]:
+    """Return (head, rows) of the Fréchet distances; no rows when there were too few faces."""
+    named = (("unconditional samples", "samples"), ("resampled faces", "resampled"), ("clean faces (the floor)", "floor"))
+    rows = [[label, f"{figures[key]:.4f}"] for label, key in named if key in figures]
+    return ["against as many other held-out faces", "Fréchet distance"], rows
+
+
+def kept(holds: bool) -> str:
+    """Say whether a limit holds."""
+    return "holds" if holds else "missed"
+
+
+def _epsilon(figures: Mapping[str, Mapping[str, float]]) -> Section:
+    head, rows = epsilon_table(figures)
+    text = "Mean squared error of the noise estimate on held-out faces, beside Wiener's filter under the spectrum of faces."
+    return Section(title="Knowing noise", text=text, head=head, rows=rows, picture="epsilon.png")
+
+
+def _identity(figures: Mapping[str, float]) -> Section:
+    head, rows = identity_table(figures)
+    text = (
+        "Clean faces passed once through the paper's sampler (start 150 of 250, hold to 90, N = 8 at 512 px). Distances "
+        "are on the prior's own features of the inner face; no face recogniser is asked."
+    )
+    return Section(title="The same person?", text=text, head=head, rows=rows, picture="resampled.jpg")
+
+
+def _targets(figures: Mapping[str, Mapping[str, float]], config: Mapping[str, Any]) -> list[Section]:
+    head, rows = target_table(figures)
+    text = (
+        f"{config['degrade']} restored by {config['restorer']}, then passed through the sampler. PSNR in RGB, no border crop. "
+        "Detail is the energy above a quarter of a cycle per pixel, as a share of the clean faces'."
+    )
+    title = "Targets for a restorer"
+    sheets = [Section(title=f"{title}: {name}", picture=f"targets-{name}.jpg") for name in figures]
+    return [Section(title=title, text=text, head=head, rows=rows), *sheets]
+
+
+def _samples(figures: Mapping[str, float]) -> list[Section]:
+    head, rows = frechet_table(figures)
+    text = (
+        f"On the prior's own pooled features, {figures['count']:.0f} faces a set: no FID, and comparable at this count "
+        "and on this prior's features only."
+        if rows
+        else "No Fréchet distance: it needs more held-out faces than are shown here. Lower --count."
+    )
+    drawn = "The whole chain from noise; the levels above those it was trained on are extrapolated."
+    return [
+        Section(title="Unconditional samples", text=drawn, picture="samples.jpg"),
+        Section(title="Distances between sets", text=text, head=head, rows=rows),
+    ]
