@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import cv2
@@ -15,8 +15,9 @@ from ufr_edge.runtime.faces.align import estimate_alignment, warp_face
 from ufr_edge.runtime.faces.detect import Detects, Face
 from ufr_edge.runtime.faces.limits import FaceLimits
 from ufr_edge.runtime.faces.paste import feather_mask, paste_into
-from ufr_edge.runtime.faces.stabilise import StabiliserConfig
+from ufr_edge.runtime.faces.stabilise import FaceMemory, Sight, StabiliserConfig
 from ufr_edge.runtime.faces.track import FaceTracker, TrackConfig, TrackedFace, found_in_still
+from ufr_edge.runtime.faces.warp import compose
 from ufr_edge.runtime.frame import Affine, Box, FloatArray, Frame
 from ufr_edge.runtime.timing import StageClock
 
@@ -137,14 +138,30 @@ class FacePipeline:
 
     def restore_faces(self, frame: Frame, tracks: tuple[TrackedFace, ...]) -> RestoredFaces:
         """Cut out, restore (all faces together) and stabilise. Raises InferenceError."""
-        return self._run_engine(frame, tracks)
+        faces = self._run_engine(frame, tracks)
+        with self._clock.stage("stabilise"):
+            self._memory.keep([track.identity for track in faces.tracks])
+            pairs = zip(_sights(faces), faces.restored, strict=True)
+            steady = [self._memory.steady(sight, face) for sight, face in pairs]
+        return replace(faces, restored=np.stack(steady)) if steady else faces
 
     def carry_faces(self, frame: Frame, tracks: tuple[TrackedFace, ...]) -> RestoredFaces:
         """As `restore_faces` without the engine: each track's last change is laid onto the new picture.
 
         For frames there is no time to restore. A face that was never restored is left alone.
         """
-        raise NotImplementedError
+        cut = self._cut(frame, tracks)
+        with self._clock.stage("stabilise"):
+            carried = [self._memory.carry(sight) for sight in _sights(cut)]
+        known = [i for i, face in enumerate(carried) if face is not None]
+        faces = [face for face in carried if face is not None]
+        return RestoredFaces(
+            tracks=tuple(cut.tracks[i] for i in known),
+            restored=np.stack(faces) if faces else cut.crops[:0],
+            crops=cut.crops[known],
+            matrices=tuple(cut.matrices[i] for i in known),
+            all_tracks=tracks,
+        )
 
     def paste(self, frame: Frame, faces: RestoredFaces) -> Restored:
         """Put restored faces back into a copy of the frame they were cut from; the frame itself without any."""
@@ -167,12 +184,21 @@ class FacePipeline:
         """Go on with another engine, of any side."""
         self._engine = engine
         self._side = engine.info.side or self._config.side
+        self._memory = FaceMemory(self._config.stabilise)  # of faces of the old side, by the old engine
 
     def reset(self) -> None:
         """Forget every track: the next frame begins a new stream."""
         self._tracker.reset()
 
     def _run_engine(self, frame: Frame, tracks: tuple[TrackedFace, ...]) -> RestoredFaces:
+        cut = self._cut(frame, tracks)
+        if not cut.tracks:
+            return cut
+        with self._clock.stage("restore"):
+            restored = infer_all(self._engine, cut.crops, batch=self._config.batch)
+        return replace(cut, restored=restored)
+
+    def _cut(self, frame: Frame, tracks: tuple[TrackedFace, ...]) -> RestoredFaces:
         wanted = tuple(track for track in tracks if track.skipped is None)
         side = self._side
         if not wanted:
@@ -181,11 +207,7 @@ class FacePipeline:
         with self._clock.stage("warp"):
             matrices = tuple(estimate_alignment(track.face.landmarks, side) for track in wanted)
             crops = np.stack([warp_face(frame, matrix, side) for matrix in matrices])
-        with self._clock.stage("restore"):
-            restored = infer_all(self._engine, crops, batch=self._config.batch)
-        return RestoredFaces(
-            tracks=wanted, restored=restored, crops=crops, matrices=matrices, all_tracks=tracks
-        )
+        return RestoredFaces(tracks=wanted, restored=crops, crops=crops, matrices=matrices, all_tracks=tracks)
 
     def _paste_one(self, canvas: Frame, face: Frame, crop: Frame, matrix: Affine) -> Box | None:
         return paste_into(
@@ -203,6 +225,13 @@ class FacePipeline:
         if side not in self._masks:
             self._masks[side] = feather_mask(side)
         return self._masks[side]
+
+
+def _sights(faces: RestoredFaces) -> list[Sight]:
+    return [
+        Sight(identity=track.identity, time_s=track.time_s, stand=compose(matrix, track.path), crop=crop)
+        for track, matrix, crop in zip(faces.tracks, faces.matrices, faces.crops, strict=True)
+    ]
 
 
 def infer_all(engine: Restores, crops: Frame, *, batch: int) -> Frame:

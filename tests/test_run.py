@@ -94,7 +94,7 @@ class TestVideo:
         for number, (_, frame) in enumerate(frames):  # in order: away from the faces the red tells the number
             assert abs(float(frame[60:, :, 0].mean()) - (20 + 6 * number)) < 3
         assert {stage.name for stage in report.stages} == {
-            "decode", "detect", "track", "warp", "restore", "paste", "encode"
+            "decode", "detect", "track", "warp", "restore", "stabilise", "paste", "encode"
         }  # fmt: skip
         json.dumps(report.to_json())
 
