@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,12 @@ from ufr_edge.errors import (
     UfrEdgeError,
 )
 from ufr_edge.files import read_json, sha256_file, write_json
+from ufr_edge.runtime.bundle_archive import SUFFIX, open_archive
 from ufr_edge.runtime.device import device_fingerprint
 from ufr_edge.runtime.engines import Engine, installed_backends, open_engine_file
-from ufr_edge.runtime.manifest import EngineEntry, Manifest, check_name
+from ufr_edge.runtime.manifest import MANIFEST, EngineEntry, Manifest, check_name
+from ufr_edge.runtime.version_link import linked_version
 
-MANIFEST = "manifest.json"
 DEVICES = {
     "onnxruntime": ("cpu", "cuda"),
     "openvino": ("cpu", "gpu", "npu"),
@@ -97,17 +99,37 @@ class Bundle:
 
 
 def read_bundle(path: Path) -> Bundle:
-    """Read a bundle's manifest. Raises InputFileError when there is no bundle, BundleError when it is damaged."""
+    """Read the manifest of a bundle: a folder NAME.ufr, an archive NAME.ufrz, or a folder of installed versions.
+
+    An archive is unpacked into the user's cache; of a folder of versions the current one is read. `Bundle.path` is
+    the folder that was read. Raises InputFileError when there is no bundle, BundleError when it is damaged.
+    """
+    path = _bundle_folder(path)
     if not (path / MANIFEST).is_file():
         what = "is not a bundle (it has no manifest.json)" if path.exists() else "does not exist"
         msg = f"{path} {what}. Make one with: ufr-edge export RUN -o NAME.ufr"
         raise InputFileError(msg)
     try:
         value = read_json(path / MANIFEST)
-    except InputFileError as exc:
+    except (InputFileError, RecursionError) as exc:
         msg = f"{path / MANIFEST} is damaged. Copy the bundle again, or export it again. ({exc})"
         raise BundleError(msg) from exc
     return Bundle(path, Manifest.from_json(value))
+
+
+def _bundle_folder(path: Path) -> Path:
+    if path.suffix == SUFFIX and path.is_file():
+        return open_archive(path)
+    installed = None if (path / MANIFEST).is_file() else linked_version(path)
+    return path if installed is None else installed
+
+
+def copy_files(bundle: Bundle, folder: Path, names: Iterable[str]) -> None:
+    """Copy files of a bundle into `folder`, manifest.json aside. Raises BundleError when one is missing or a link."""
+    for name in names:
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(bundle.file(name), target)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Path:
@@ -136,7 +158,7 @@ def choose_engine(
     if not fitting:
         raise _none_fits(manifest, refusals)
     best = fitting[0]
-    outrun = [(entry.name, f"{best.name} goes before it") for entry in fitting[1:]]
+    outrun = [(entry.name, _why_behind(entry, best)) for entry in fitting[1:]]
     return Choice(best, (*outrun, *((name, str(error)) for name, error in refusals)))
 
 
@@ -207,6 +229,15 @@ def _rank(entry: EngineEntry) -> tuple[int, int]:
     precisions = PRECISION_ORDER
     place = precisions.index(entry.precision) if entry.precision in precisions else len(precisions)
     return -list(DEVICES).index(entry.backend), place
+
+
+def _why_behind(entry: EngineEntry, best: EngineEntry) -> str:
+    """Say why an engine that fits is not the one: the first thing _rank tells the two apart by."""
+    for field in ("backend", "precision"):
+        mine, its = getattr(entry, field), getattr(best, field)
+        if mine != its:
+            return f"{best.name} goes before it: {its} before {mine}"
+    return f"{best.name} goes before it: it comes first in the manifest"
 
 
 def _refusal(

@@ -8,11 +8,19 @@ from dataclasses import dataclass, field, fields
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
+from ufr_edge import __version__
 from ufr_edge.errors import BundleError
 
 SCHEMA = 1
+NEEDS = "0.1.0"
+"""The oldest ufr-edge that reads SCHEMA. Raise both together."""
+
+MANIFEST = "manifest.json"
 FORMATS = ("onnx", "openvino", "tensorrt", "tensorrt-rtx")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+SHA256 = "[0-9a-f]{64}"
+_SHA256 = re.compile(SHA256)
+_VERSION = re.compile(r"\d+(\.\d+){0,3}")
+_NAME_BYTES = 200  # with room for a suffix, below what any file system takes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +79,9 @@ class EngineEntry:
 class Manifest:
     """All that manifest.json says. `onnx` is the fp32 base file, `files` maps each file to its sha256.
 
-    `lineage` may hold parent, run_id, prior and camera. Construction raises BundleError when the parts
-    do not fit together or a file name leaves the bundle.
+    `lineage` may hold parent, run_id, prior and camera. `needs_ufr_edge` is the oldest ufr-edge that reads this
+    schema: it and `schema` keep their place in every later schema, so that an old reader can say what it needs.
+    Construction raises BundleError when the parts do not fit together or a file name leaves the bundle.
     """
 
     name: str
@@ -82,6 +91,7 @@ class Manifest:
     engines: tuple[EngineEntry, ...]
     files: Mapping[str, str]
     lineage: Mapping[str, str] = field(default_factory=dict)
+    needs_ufr_edge: str = NEEDS
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
@@ -103,13 +113,7 @@ class Manifest:
     def from_json(cls, value: Any) -> Manifest:
         """Read what to_json wrote. Raises BundleError naming the first field that is wrong."""
         top = _Fields(value, "manifest")
-        schema = top.integer("schema")
-        if schema != SCHEMA:
-            msg = (
-                f"The bundle has manifest schema {schema}, this version reads {SCHEMA}. "
-                "Run: pip install --upgrade ufr-edge"
-            )
-            raise BundleError(msg)
+        needs = _check_schema(top)
         return cls(
             name=top.text("name"),
             created=top.text("created"),
@@ -118,6 +122,7 @@ class Manifest:
             engines=tuple(_engine(part) for part in top.parts("engines")),
             files=top.texts("files"),
             lineage=top.texts("lineage"),
+            needs_ufr_edge=needs,
         )
 
 
@@ -155,6 +160,9 @@ class _Fields:
     def part(self, key: str) -> _Fields:
         return _Fields(self._get(key, dict), f"{self._where}.{key}")
 
+    def has(self, key: str) -> bool:
+        return key in self._value
+
     def optional(self, key: str) -> _Fields | None:
         return None if self._value.get(key) is None else self.part(key)
 
@@ -177,12 +185,36 @@ class _Fields:
 def check_name(name: str) -> str:
     """Return a file name of a bundle, or raise BundleError when it could lead out of the folder."""
     path = PurePosixPath(name)
-    windows = PureWindowsPath(name)
-    plain = path.as_posix() == name and name not in (".", "manifest.json")
-    if not name or not plain or path.is_absolute() or ".." in path.parts or windows.drive or "\\" in name:
+    size = len(name.encode("utf-8", "replace"))
+    plain = path.as_posix() == name and name not in (".", MANIFEST) and 0 < size <= _NAME_BYTES
+    # Windows reads `a:b` as a drive or a stream; control characters, NUL above all, end names early.
+    foreign = PureWindowsPath(name).drive or "\\" in name or ":" in name or not name.isprintable()
+    if not plain or path.is_absolute() or ".." in path.parts or foreign:
         msg = f"The bundle names the file {name!r}, which is not a plain path inside it. Do not use this bundle."
         raise BundleError(msg)
     return name
+
+
+def _check_schema(top: _Fields) -> str:
+    """Return needs_ufr_edge, or refuse a schema this version does not read."""
+    schema = top.integer("schema")
+    needs = top.text("needs_ufr_edge") if top.has("needs_ufr_edge") else None
+    if needs is not None and not _VERSION.fullmatch(needs):
+        msg = f"The bundle's manifest.needs_ufr_edge is {needs!r}, which is no version. Export the bundle again."
+        raise BundleError(msg)
+    if schema > SCHEMA:
+        known = needs is not None and needs != __version__
+        wanted = f"ufr-edge {needs} or newer" if known else "a newer ufr-edge"
+        package = f'"ufr-edge>={needs}"' if known else "ufr-edge"
+        msg = (
+            f"The bundle has manifest schema {schema}, this ufr-edge {__version__} reads up to {SCHEMA}. "
+            f"It needs {wanted}. Run: pip install --upgrade {package}"
+        )
+        raise BundleError(msg)
+    if schema < 1:
+        msg = f"The bundle has manifest schema {schema}, which never was. Export the bundle again."
+        raise BundleError(msg)
+    return needs or NEEDS
 
 
 def _restorer(part: _Fields) -> RestorerInfo:
@@ -241,9 +273,21 @@ def _plain(value: Any) -> Any:
 def _check_manifest(manifest: Manifest) -> None:
     for name, digest in manifest.files.items():
         check_name(name)
-        if not _SHA256.fullmatch(digest):
-            msg = f"The checksum of {name} in the manifest is no sha256. Export the bundle again."
-            raise BundleError(msg)
+        _check_sha256(f"checksum of {name}", digest)
+    _check_sha256("restorer.weights_sha256", manifest.restorer.weights_sha256)
+    if manifest.restorer.side < 1:
+        msg = f"The bundle's manifest.restorer.side is {manifest.restorer.side}, no side. Export the bundle again."
+        raise BundleError(msg)
+    _check_engines(manifest)
+
+
+def _check_sha256(what: str, digest: str) -> None:
+    if not _SHA256.fullmatch(digest):
+        msg = f"The {what} in the manifest is no sha256. Export the bundle again."
+        raise BundleError(msg)
+
+
+def _check_engines(manifest: Manifest) -> None:
     names = [entry.name for entry in manifest.engines]
     if len(set(names)) != len(names):
         msg = f"The bundle {manifest.name} names two engines alike: {', '.join(names)}. Export it again."
@@ -254,6 +298,7 @@ def _check_manifest(manifest: Manifest) -> None:
             msg = f"The bundle {manifest.name} uses {name} but gives no checksum for it. Export it again."
             raise BundleError(msg)
     for entry in manifest.engines:
+        _check_sha256(f"onnx_sha256 of engine {entry.name}", entry.onnx_sha256)
         # OpenVINO opens the .bin beside an .xml by itself, so it must be among the files that are checked.
         missing = {name[:-4] + ".bin" for name in entry.files if name.endswith(".xml")} - set(entry.files)
         if missing:

@@ -63,6 +63,12 @@ def test_a_manifest_survives_json() -> None:
     assert Manifest.from_json(json.loads(json.dumps(before.to_json()))) == before
 
 
+def test_a_manifest_of_the_first_release_is_read() -> None:
+    value = manifest(entry()).to_json()
+    value.pop("needs_ufr_edge")
+    assert Manifest.from_json(value) == manifest(entry())
+
+
 def test_a_bundle_runs(bundle: Path) -> None:
     read_bundle(bundle).check()
     with open_bundle_engine(bundle, engine="ort-fp32", threads=1) as engine:
@@ -129,7 +135,10 @@ def test_a_bundle_reached_through_a_link_is_fine(bundle: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize(
     "name",
-    ["../tiny.onnx", "/etc/passwd", "a/../../b", "C:\\b", "a\\b", "", ".", "./a", "manifest.json", "a//b"],
+    [
+        *("../tiny.onnx", "/etc/passwd", "a/../../b", "C:\\b", "a\\b", "", ".", "./a", "manifest.json", "a//b"),
+        *("a:b", "a\0b", "a\nb", "\ud800", "n" * 201),
+    ],
 )
 def test_names_that_lead_out_of_the_bundle(bundle: Path, name: str) -> None:
     edit(bundle, lambda value: value["files"].update({name: "a" * 64}))
@@ -140,7 +149,16 @@ def test_names_that_lead_out_of_the_bundle(bundle: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda v: v.update(schema=2), "schema 2, this version reads 1.*pip install --upgrade"),
+        (lambda v: v.update(schema=2), "schema 2.*reads up to 1.*a newer ufr-edge.*pip install --upgrade"),
+        (
+            lambda v: v.update(schema=3, needs_ufr_edge="9.1"),
+            r'needs ufr-edge 9\.1 or newer.*install --upgrade "ufr-edge>=9\.1"',
+        ),
+        (lambda v: v.update(schema=2, needs_ufr_edge="1; rm -r"), "needs_ufr_edge is .* no version"),
+        (lambda v: v.update(schema=0), "schema 0, which never was"),
+        (lambda v: v["restorer"].update(side=0), r"restorer\.side is 0"),
+        (lambda v: v["restorer"].update(weights_sha256="x"), r"weights_sha256 in the manifest is no sha256"),
+        (lambda v: v["engines"][0].update(onnx_sha256=""), "onnx_sha256 of engine ort-fp32 .* no sha256"),
         (lambda v: v.pop("schema"), r"manifest\.schema is missing"),
         (lambda v: v.update(schema=True), r"manifest\.schema is bool"),
         (lambda v: v["restorer"].pop("side"), r"manifest\.restorer\.side is missing"),
@@ -172,7 +190,7 @@ def test_no_bundle_at_all(tmp_path: Path) -> None:
         read_bundle(tmp_path / "gone.ufr")
     with pytest.raises(InputFileError, match="not a bundle"):
         read_bundle(tmp_path)
-    for text in ("{not json", "[]", "\x00\x01", "null"):
+    for text in ("{not json", "[]", "\x00\x01", "null", "[" * 100_000):
         (tmp_path / "manifest.json").write_text(text)
         with pytest.raises(BundleError):
             read_bundle(tmp_path)
@@ -196,9 +214,9 @@ def test_the_fastest_kind_that_fits_is_chosen_and_the_rest_get_a_reason() -> Non
     choice = choose_engine(manifest(*engines), fingerprint=INTEL, backends=ALL)
     assert choice.entry is OV
     assert dict(choice.turned_down) == {
-        "ov-bf16": "ov-int8 goes before it",
-        "ort-int8": "ov-int8 goes before it",
-        "ort": "ov-int8 goes before it",
+        "ov-bf16": "ov-int8 goes before it: int8 before bf16",
+        "ort-int8": "ov-int8 goes before it: openvino before onnxruntime",
+        "ort": "ov-int8 goes before it: openvino before onnxruntime",
         "trt": "gpu_compute is none here, the engine was built for 8.7",
     }
     assert choose_engine(manifest(*engines), fingerprint=INTEL, backends=ORT).entry.name == "ort-int8"
@@ -248,6 +266,12 @@ def test_the_device_narrows_the_choice() -> None:
     assert choose_engine(both, fingerprint=INTEL, backends=ALL, wanted=wanted).entry.name == "ort"
     with pytest.raises(ConfigError, match="device npu was asked for"):
         choose_engine(manifest(entry("ort")), fingerprint=INTEL, backends=ALL, wanted=Wanted(device="npu"))
+
+
+def test_of_two_alike_the_first_is_chosen() -> None:
+    choice = choose_engine(manifest(entry("a"), entry("b")), fingerprint=INTEL, backends=ALL)
+    assert choice.entry.name == "a"
+    assert choice.turned_down == (("b", "a goes before it: it comes first in the manifest"),)
 
 
 def test_a_bundle_without_engines() -> None:

@@ -33,6 +33,7 @@ COMMANDS: dict[str, CommandInfo] = {
         "Adapt a restorer to a folder of your bad faces: targets, finetune, report.", "train"
     ),
     "bench": CommandInfo("Measure what each engine of a bundle costs on this machine."),
+    "bundle": CommandInfo("Look into bundles, check, rebuild, pack, install and roll them back."),
     "collect": CommandInfo("Gather aligned face crops from images, videos or a camera."),
     "degrade": CommandInfo("Make clean pictures bad with a named, seeded preset."),
     "demo": CommandInfo("The whole path on a synthetic camera: adapt, export, restore a clip.", "all"),

@@ -1,0 +1,280 @@
+"""Building engines of a bundle again from the ONNX inside it, on the machine that will run them. Needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ufr_edge.calibration.compare import compare_frames, pattern_frames, run_batches
+from ufr_edge.calibration.frames import CalibrationSet, load_calibration, load_faces
+from ufr_edge.calibration.ptq_openvino import NncfConfig
+from ufr_edge.errors import (
+    BackendUnavailableError,
+    BundleError,
+    CalibrationError,
+    ConfigError,
+    EngineMisfitError,
+    GateFailedError,
+)
+from ufr_edge.export.openvino_export import export_openvino
+from ufr_edge.export.tensorrt_export import TensorRtConfig, export_tensorrt
+from ufr_edge.files import atomic_folder, check_free, check_replaceable, sha256_file
+from ufr_edge.runtime.bundle import (
+    Bundle,
+    Wanted,
+    copy_files,
+    open_entry,
+    rank_engines,
+    read_bundle,
+    write_manifest,
+)
+from ufr_edge.runtime.bundle_archive import SUFFIX
+from ufr_edge.runtime.device import device_fingerprint
+from ufr_edge.runtime.engines import installed_backends, open_engine_file
+from ufr_edge.runtime.manifest import MANIFEST, CalibrationInfo, EngineEntry, Manifest, ParityInfo
+
+IMAGES = 8
+Advance = Callable[..., None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RebuiltEngine:
+    """One engine built again: its parity before and now (None when not measured, `note` saying why)."""
+
+    name: str
+    before: ParityInfo | None
+    parity: ParityInfo | None
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RebuildReport:
+    """The bundle written, the engines built again, and (name, reason) of misfits that building cannot mend."""
+
+    path: Path
+    engines: tuple[RebuiltEngine, ...]
+    left: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """What a rebuild works from; `out` is the folder being written, not yet the bundle."""
+
+    bundle: Bundle
+    out: Path
+    frames: NDArray[np.uint8]
+    calibration: CalibrationSet | None
+    min_psnr: float | None
+
+
+def rebuild_bundle(
+    path: Path,
+    *,
+    engines: Sequence[str] | None = None,
+    out: Path | None = None,
+    overwrite: bool = False,
+    calibration: Path | None = None,
+    faces: Path | None = None,
+    min_psnr: float | None = None,
+    advance: Advance | None = None,
+) -> RebuildReport:
+    """Build engines of the bundle folder `path` again and put the new bundle in its place, whole or not at all.
+
+    engines: names, None = every one that does not fit this machine and would after a build. out: write the new
+    bundle there and leave the old alone. calibration: folder of the camera's faces, needed for OpenVINO int8 (the
+    other int8 engines carry their ranges in their ONNX). faces: folder of aligned faces to measure on, None = a test
+    pattern. min_psnr: dB to the fp32 ONNX below which an engine is refused. advance(1, name) after each engine.
+    Parity is against the bundle's fp32 ONNX; quality figures of the file that was replaced are dropped.
+    Raises ConfigError (name, nothing to build from), CalibrationError, BackendUnavailableError, EngineMisfitError,
+    BundleError, InputFileError, OutputError: before anything is built; BuildError, GateFailedError.
+    """
+    target = path if out is None else out
+    bundle = _checked_bundle(path, target, overwrite or out is None)
+    names, left = _misfits(bundle.manifest) if engines is None else (tuple(engines), ())
+    entries = [_buildable(bundle, name) for name in dict.fromkeys(names)]
+    if not entries:
+        return RebuildReport(path=path, engines=(), left=left)
+    data = _calibration(entries, calibration, bundle.manifest.restorer.side)
+    frames = _frames(faces, data, bundle.manifest.restorer.side)
+    with atomic_folder(target, overwrite=True) as folder:
+        job = _Job(bundle=bundle, out=folder, frames=frames, calibration=data, min_psnr=min_psnr)
+        built = _build_all(job, entries, advance)
+        # Read back what was written before it takes the old one's place.
+        read_bundle(folder).check()
+    return RebuildReport(path=target, engines=built, left=left)
+
+
+def _checked_bundle(path: Path, target: Path, overwrite: bool) -> Bundle:
+    if path.suffix == SUFFIX and path.is_file():
+        msg = f"{path} is an archive. Unpack it first: ufr-edge bundle unpack {path} -o NAME.ufr"
+        raise ConfigError(msg)
+    bundle = read_bundle(path)
+    if bundle.path != path and target == path:
+        msg = f"{path} holds installed versions, which never change. Give -o NEW.ufr, then: ufr-edge bundle install"
+        raise ConfigError(msg)
+    check_free(target, overwrite=overwrite)
+    check_replaceable(target, MANIFEST)
+    bundle.check()
+    return bundle
+
+
+def _misfits(manifest: Manifest) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
+    """Return the engines that a build here would make fit, and (name, reason) of those it would not."""
+    here, backends = device_fingerprint(), installed_backends()
+    _, refusals = rank_engines(manifest, fingerprint=here, backends=backends)
+    mendable, left = [], []
+    for name, error in refusals:
+        entry = manifest.engine(name)
+        after = _for_here(entry, here, backends) if isinstance(error, EngineMisfitError) else entry
+        one = replace(manifest, engines=(after,))
+        fits, still = rank_engines(one, fingerprint=here, backends=backends, wanted=Wanted())
+        if fits and entry.format != "onnx":
+            mendable.append(name)
+        else:
+            left.append((name, str(still[0][1] if still else error)))
+    return tuple(mendable), tuple(left)
+
+
+def _for_here(entry: EngineEntry, here: Mapping[str, str], backends: Mapping[str, str]) -> EngineEntry:
+    """The entry as it would read once built on this machine."""
+    return replace(
+        entry,
+        backend_version=backends.get(entry.backend, entry.backend_version),
+        device_fingerprint={key: here.get(key, value) for key, value in entry.device_fingerprint.items()},
+    )
+
+
+def _buildable(bundle: Bundle, name: str) -> EngineEntry:
+    """Return the engine, or say why it cannot be built again here."""
+    entry = bundle.manifest.engine(name)
+    if entry.format == "onnx":
+        msg = f"Engine {name} is an ONNX file, which fits every machine; there is nothing to build. Leave it out."
+        raise ConfigError(msg)
+    if entry.backend not in installed_backends():
+        msg = f'Engine {name} needs {entry.backend}, which is not installed. Run: pip install "ufr-edge[{entry.backend}]"'
+        raise BackendUnavailableError(msg)
+    gone = [key for key in entry.device_fingerprint if key not in device_fingerprint()]
+    if gone:
+        msg = f"Engine {name} is for a machine with {', '.join(gone)}, which this one lacks. Build it on the device."
+        raise EngineMisfitError(msg)
+    _source(bundle, entry)
+    return entry
+
+
+def _source(bundle: Bundle, entry: EngineEntry) -> str:
+    """The name of the ONNX that an engine was built from."""
+    for name in (*entry.files, bundle.manifest.onnx, *bundle.manifest.files):
+        if name.endswith(".onnx") and bundle.manifest.files[name] == entry.onnx_sha256:
+            return name
+    msg = f"The ONNX that engine {entry.name} was built from is not in the bundle. Export it again."
+    raise BundleError(msg)
+
+
+def _calibration(entries: Sequence[EngineEntry], folder: Path | None, side: int) -> CalibrationSet | None:
+    needy = [e.name for e in entries if e.format == "openvino" and e.precision == "int8"]
+    if not needy:
+        return None
+    if folder is None:
+        msg = (
+            f"Engine {needy[0]} is int8: its ranges come from faces of the camera, which a bundle does not carry. "
+            "Give --calibration FOLDER; collect them with: ufr-edge collect SOURCE -o FOLDER"
+        )
+        raise CalibrationError(msg)
+    return load_calibration(folder, side)
+
+
+def _frames(faces: Path | None, calibration: CalibrationSet | None, side: int) -> NDArray[np.uint8]:
+    if faces is not None:
+        return load_faces(faces, side, limit=IMAGES)
+    if calibration is not None and len(calibration.held_out):
+        return calibration.held_out[:IMAGES]
+    return pattern_frames(IMAGES // 2, side)
+
+
+def _build_all(
+    job: _Job, entries: Sequence[EngineEntry], advance: Advance | None
+) -> tuple[RebuiltEngine, ...]:
+    old = job.bundle.manifest
+    stale = {name for entry in entries for name in entry.files if not name.endswith(".onnx")}
+    copy_files(job.bundle, job.out, [name for name in old.files if name not in stale])
+    with open_engine_file(job.out / old.onnx) as base:
+        expected = run_batches(base, job.frames)
+    manifest, built = old, []
+    for entry in entries:
+        manifest, done = _build_one(job, manifest, entry, expected)
+        built.append(done)
+        if advance is not None:
+            advance(1, entry.name)
+    created = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    lineage = {**old.lineage, "rebuilt_from": sha256_file(job.bundle.path / MANIFEST)}
+    write_manifest(job.out, replace(manifest, created=created, lineage=lineage))
+    return tuple(built)
+
+
+def _build_one(
+    job: _Job, manifest: Manifest, entry: EngineEntry, expected: NDArray[np.uint8]
+) -> tuple[Manifest, RebuiltEngine]:
+    files = _write_engine(job, entry)
+    digests = {key: value for key, value in manifest.files.items() if key not in entry.files}
+    digests |= {name: sha256_file(job.out / name) for name in files}
+    fresh = replace(
+        _for_here(entry, device_fingerprint(), installed_backends()),
+        files=files,
+        calibration=_calibration_info(job, entry),
+        parity=None,
+        quality={},
+    )
+    others = {item.name: item for item in manifest.engines} | {entry.name: fresh}
+    manifest = replace(manifest, engines=tuple(others.values()), files=digests)
+    parity, note = _measure(job, manifest, fresh, expected)
+    others[entry.name] = replace(fresh, parity=parity)
+    done = RebuiltEngine(name=entry.name, before=entry.parity, parity=parity, note=note)
+    return replace(manifest, engines=tuple(others.values())), done
+
+
+def _write_engine(job: _Job, entry: EngineEntry) -> tuple[str, ...]:
+    """Build into the files that the engine had before; return their names, the one to open first."""
+    source = _source(job.bundle, entry)
+    target = job.out / entry.files[0]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if entry.format == "openvino":
+        frames = job.calibration.frames if job.calibration and entry.precision == "int8" else None
+        paths = export_openvino(job.out / source, target, precision=entry.precision, frames=frames)
+        return tuple(path.relative_to(job.out).as_posix() for path in paths)
+    side = job.bundle.manifest.restorer.side
+    export_tensorrt(job.out / source, target, backend=entry.format, config=TensorRtConfig(side=side))
+    return entry.files[0], source
+
+
+def _calibration_info(job: _Job, entry: EngineEntry) -> CalibrationInfo | None:
+    if job.calibration is None or entry.format != "openvino" or entry.precision != "int8":
+        return entry.calibration
+    data = job.calibration
+    return CalibrationInfo(set_id=data.set_id, count=len(data.frames), method=NncfConfig().method)
+
+
+def _measure(
+    job: _Job, manifest: Manifest, entry: EngineEntry, expected: NDArray[np.uint8]
+) -> tuple[ParityInfo | None, str]:
+    """Run the file that was written. One that cannot run here is no error, unless a floor was given."""
+    try:
+        engine = open_entry(Bundle(job.out, manifest), entry)
+    except (BackendUnavailableError, EngineMisfitError) as exc:
+        if job.min_psnr is not None:
+            msg = f"Engine {entry.name} does not run here, so it cannot be held to {job.min_psnr:g} dB: {exc}"
+            raise GateFailedError(msg) from exc
+        return None, f"{entry.name} was not measured: {exc}"
+    with engine:
+        parity = compare_frames(run_batches(engine, job.frames), expected)
+    if job.min_psnr is not None and parity.psnr_db < job.min_psnr:
+        msg = (
+            f"Engine {entry.name}, built again, is {parity.psnr_db:.1f} dB from the fp32 ONNX, below "
+            f"{job.min_psnr:g} dB. The bundle is as it was."
+        )
+        raise GateFailedError(msg)
+    return parity, ""
