@@ -253,7 +253,7 @@ def _prepared(
             detector, work = None, _aligned_work(engine, config, clock)
         else:
             if detector is None:
-                detector = stack.enter_context(_open_detector(engine, config))
+                detector = stack.enter_context(open_detector(engine, config))
             work = _face_work(FacePipeline(engine, detector, config.pipeline, clock=clock))
         yield _Run(
             engine=engine,
@@ -266,7 +266,8 @@ def _prepared(
         )
 
 
-def _open_detector(engine: Restores, config: RunConfig) -> FaceDetector:
+def open_detector(engine: Restores, config: RunConfig) -> FaceDetector:
+    """The face detector on the backend of the engine where that can run it. Close it after use."""
     # TensorRT needs a built engine per picture size; ONNX Runtime and OpenVINO take the file as it is.
     if engine.info.backend != "openvino":
         return FaceDetector(config.detector, threads=config.threads)

@@ -1,36 +1,47 @@
-"""Source URIs: a path, or `synthetic://?frames=90&size=640x360&seed=0&rate=30`."""
+"""Opening a source that is read from end to end: a file, or the synthetic camera.
+
+`synthetic://?frames=90&size=640x360&seed=0&rate=30&picture=FILE`
+"""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from fractions import Fraction
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 
 from ufr_edge.errors import ConfigError
 from ufr_edge.optional import require
 from ufr_edge.runtime.frame import Frame
+from ufr_edge.runtime.images import read_image
 from ufr_edge.runtime.video.reader import VideoReader
 from ufr_edge.runtime.video.source import VideoSource
 from ufr_edge.runtime.video.synthetic import SyntheticScene, SyntheticSource
+from ufr_edge.runtime.video.uri import Uri, parse_uri
 
 SYNTHETIC = "synthetic://"
-_KNOWN = {"frames", "size", "seed", "rate"}
+SYNTHETIC_OPTIONS = frozenset({"frames", "size", "seed", "rate", "picture"})
 
 
 def open_source(uri: str | Path, *, threads: int | None = None) -> VideoSource:
     """Open a video file or the synthetic camera. Raises InputFileError, ConfigError.
 
-    The synthetic camera moves over scikit-image's `astronaut`, without sensor noise.
+    The synthetic camera moves over `picture`, else scikit-image's `astronaut`, without sensor noise.
     """
-    if isinstance(uri, str) and uri.startswith(SYNTHETIC):
-        return _synthetic(uri)
-    if isinstance(uri, str) and "://" in uri and not uri.startswith("file://"):
-        scheme = uri.split("://", 1)[0]
-        msg = f"Sources of the kind {scheme}:// are not supported here. Give a file, or {SYNTHETIC}"
+    if isinstance(uri, Path):
+        return VideoReader(uri, threads=threads)
+    parsed = parse_uri(uri)
+    if parsed.kind == "synthetic":
+        scene, rate = synthetic_scene(parsed)
+        return SyntheticSource(scene, rate=rate)
+    if parsed.kind not in ("path", "glob"):
+        msg = (
+            f"{parsed.masked}: sources of the kind {parsed.scheme}:// are not supported here. Give a file or "
+            f"{SYNTHETIC}, or use ufr-edge stream"
+        )
         raise ConfigError(msg)
-    return VideoReader(Path(str(uri).removeprefix("file://")), threads=threads)
+    return VideoReader(parsed.path, threads=threads)
 
 
 def builtin_picture() -> Frame:
@@ -39,21 +50,20 @@ def builtin_picture() -> Frame:
     return np.ascontiguousarray(data.astronaut()[:288, 48:432], dtype=np.uint8)
 
 
-def _synthetic(uri: str) -> SyntheticSource:
-    given = parse_qs(urlsplit(uri).query, keep_blank_values=True)
-    if unknown := set(given) - _KNOWN:
-        msg = f"{uri}: unknown setting {sorted(unknown)}. Known are {sorted(_KNOWN)}."
-        raise ConfigError(msg)
-    text = {name: values[-1] for name, values in given.items()}
+def synthetic_scene(
+    uri: Uri, *, frames: int = 90, known: Collection[str] = SYNTHETIC_OPTIONS
+) -> tuple[SyntheticScene, Fraction]:
+    """The scene and the rate that a `synthetic://` address asks for. Raises ConfigError, InputFileError."""
+    uri.only(known)
     try:
-        frames, seed = int(text.get("frames", "90")), int(text.get("seed", "0"))
-        width, height = (int(n) for n in text.get("size", "640x360").split("x"))
-        rate = Fraction(text.get("rate", "30"))
-    except (ValueError, ZeroDivisionError) as exc:
-        msg = f"{uri}: cannot be understood. Write {SYNTHETIC}?frames=90&size=640x360&seed=0&rate=30"
+        count, seed = int(uri.options.get("frames", frames)), int(uri.options.get("seed", "0"))
+    except ValueError as exc:
+        msg = f"{uri.masked}: cannot be understood. Write {SYNTHETIC}?frames=90&size=640x360&seed=0&rate=30"
         raise ConfigError(msg) from exc
-    if seed < 0 or rate <= 0:
-        msg = f"{uri}: the seed must be 0 or more, the rate above 0."
+    if seed < 0:
+        msg = f"{uri.masked}: the seed must be 0 or more."
         raise ConfigError(msg)
-    scene = SyntheticScene([builtin_picture()], size=(width, height), frames=frames, seed=seed)
-    return SyntheticSource(scene, rate=rate)
+    size, rate = uri.size() or (640, 360), uri.rate() or Fraction(30)
+    given = uri.options.get("picture")
+    picture = builtin_picture() if given is None else read_image(Path(given))
+    return SyntheticScene([picture], size=size, frames=count, seed=seed), rate

@@ -43,7 +43,8 @@ class SourceFrame:
     """Frame number `index` at `pts` * `time_base` seconds.
 
     native: the decoder's own frame of the same picture, or None. touched: the boxes in which `image` has
-    been changed since; all else can be encoded as the decoder gave it.
+    been changed since; all else can be encoded as the decoder gave it. captured: `time.monotonic()` when a
+    live source had the picture, 0 for others.
     """
 
     index: int
@@ -52,6 +53,7 @@ class SourceFrame:
     image: Frame
     native: Any = None
     touched: tuple[Box, ...] = ()
+    captured: float = 0.0
 
     @property
     def seconds(self) -> float:

@@ -93,6 +93,14 @@ class SyntheticScene:
         clean = self.clean(index)
         return clean if self._sensor is None else self._sensor(clean, index)
 
+    def glance(self, index: int) -> Frame:
+        """The same view, edges mirrored in place of a backdrop and without the sensor: cheap enough to be live."""
+        picture, matrix = self._pictures[self.picture_index(index)], self.matrix(index)
+        seen = cv2.warpAffine(
+            picture, matrix, self._size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101
+        )
+        return np.asarray(seen, dtype=np.uint8)
+
     def _check(self, index: int) -> None:
         if not 0 <= index < self._frames:
             msg = f"The clip has frames 0 to {self._frames - 1}, not {index}."

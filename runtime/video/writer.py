@@ -25,11 +25,15 @@ _BT709, _RGB = 1, 0
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeConfig:
-    """libx264: `crf` 0 (lossless) to 51, lower is better; `preset` trades time for size."""
+    """libx264: `crf` 0 (lossless) to 51, lower is better; `preset` trades time for size.
+
+    extra: further encoder options, such as (("tune", "zerolatency"),).
+    """
 
     crf: int = 18
     preset: str = "veryfast"
     threads: int | None = None
+    extra: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.crf <= 51:
@@ -37,29 +41,47 @@ class EncodeConfig:
             raise ConfigError(msg)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Muxing:
+    """Where to write when it is no file of a known suffix: FFmpeg's muxer (None: by suffix) and its options.
+
+    timeout_s: for opening and for each write; None waits.
+    """
+
+    muxer: str | None = None
+    options: tuple[tuple[str, str], ...] = ()
+    timeout_s: float | None = None
+
+
 class VideoWriter:
     """Writes frames in order, and packets of other streams as they are."""
 
     def __init__(
         self,
-        path: Path,
+        path: Path | str,
         info: VideoInfo,
         *,
         size: tuple[int, int],
         copied: dict[int, Any] | None = None,
         config: EncodeConfig | None = None,
+        muxing: Muxing | None = None,
     ) -> None:
         """Start a file for frames of `size` = (width, height), made even by repeating the last line.
 
-        copied: streams of the source to copy. Raises OutputError when the container cannot hold them.
+        copied: streams of the source to copy. muxing: for an address, or a container's own options.
+        Raises OutputError when the container cannot hold them.
         """
-        if path.suffix.lower() not in VIDEO_SUFFIXES:
+        muxing = muxing or Muxing()
+        suffix = Path(path).suffix.lower()
+        if muxing.muxer is None and suffix not in VIDEO_SUFFIXES:
             msg = f"{path} is no video name this can write. End it with {', '.join(sorted(VIDEO_SUFFIXES))}."
             raise OutputError(msg)
-        self._path, self._info = path, info
+        self._info, self._kind = info, muxing.muxer or suffix
         self._even = (size[0] + size[0] % 2, size[1] + size[1] % 2)
         with self._output_errors():
-            self._container = av.open(str(path), "w")
+            self._container = av.open(
+                str(path), "w", muxing.muxer, options=dict(muxing.options), timeout=muxing.timeout_s
+            )
             self._stream = self._add_video(config or EncodeConfig())
             self._copied = {
                 index: self._container.add_stream_from_template(stream)
@@ -96,7 +118,7 @@ class VideoWriter:
 
     def _add_video(self, config: EncodeConfig) -> Any:
         info = self._info
-        options = {"crf": str(config.crf), "preset": config.preset}
+        options = {"crf": str(config.crf), "preset": config.preset, **dict(config.extra)}
         stream: Any = self._container.add_stream("libx264", rate=info.rate or Fraction(25), options=options)
         context = stream.codec_context
         stream.width, stream.height = self._even
@@ -155,7 +177,7 @@ class VideoWriter:
         except (av.error.FFmpegError, ValueError) as exc:
             if isinstance(exc, OSError) and exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES):
                 raise
-            msg = f"{self._path.suffix} file cannot be written ({exc}). If it has unusual sound, choose .mkv."
+            msg = f"{self._kind} file cannot be written ({exc}). If it has unusual sound, choose .mkv."
             raise OutputError(msg) from exc
 
 

@@ -45,6 +45,7 @@ COMMANDS: dict[str, CommandInfo] = {
     "pretrain": CommandInfo("Train a restorer or a diffusion prior on clean faces.", "train"),
     "prior-report": CommandInfo("Report on a diffusion prior: figures and sheets on held-out faces.", "train"),
     "run": CommandInfo("Restore the faces in an image, a folder, a video or a camera."),
+    "stream": CommandInfo("Restore the faces of a live stream: camera, network, file; into any sink."),
     "targets": CommandInfo("Draw training targets for bad faces with the diffusion prior.", "train"),
     "verify": CommandInfo("Check a bundle: every checksum, and each engine against its ONNX."),
 }

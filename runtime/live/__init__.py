@@ -1,0 +1,1 @@
+"""Live streams: sources and sinks by URI, the threads between them, the deadline ladder, statistics."""

@@ -1,0 +1,187 @@
+"""`ufr-edge stream`: restore the faces of a live stream."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from ufr_edge.cli.options import FOLDER, stack
+from ufr_edge.errors import ExitCode, UfrEdgeError
+from ufr_edge.files import write_json
+from ufr_edge.runtime.faces.detect import DetectorConfig
+from ufr_edge.runtime.faces.track import TrackConfig
+from ufr_edge.runtime.live.events import EventLog
+from ufr_edge.runtime.live.links import LinkConfig
+from ufr_edge.runtime.live.session import LiveConfig, open_engines, open_stream, stream_report
+from ufr_edge.runtime.live.sinks import SinkConfig
+from ufr_edge.runtime.live.sources import Backoff, SourceConfig
+from ufr_edge.runtime.live.stats import LiveStats
+from ufr_edge.runtime.live.stream import LiveStream, StreamConfig
+from ufr_edge.runtime.pipeline import PipelineConfig
+
+Watch = Callable[[LiveStats], None]
+
+_OPTIONS = stack(
+    click.option("--bundle", "--engine", "bundle", required=True, type=FOLDER, help="Bundle NAME.ufr"),
+    click.option("--engine-name", help="Engine of the bundle, by name. Default: the best for this device."),
+    click.option("--smaller-engine", help="Engine for when frames are late. Default: the fastest, if another."),
+    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, GPU, ..."),
+    click.option("-w", "--fidelity", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="1 keeps the input."),
+    click.option("--detect-every", type=click.IntRange(1), help="Frames; tracked in between."),
+    click.option("--detect-side", type=click.IntRange(128, 2048), default=416, show_default=True, help="More finds smaller faces."),
+    click.option("--deadline", type=click.FloatRange(0, min_open=True), metavar="MS", help="Age at the sink from which a frame is late. [default: 3 frame periods]"),
+    click.option("--no-ladder", is_flag=True, help="Late frames change nothing."),
+    click.option("--filling", type=click.Choice(["wait", "drop_oldest", "drop_latest"]), help="When frames come too fast. [default: drop_oldest for cameras, wait for files]"),
+    click.option("--consuming", type=click.Choice(["lazy", "eager"]), help="All in order, or the newest. [default: eager for cameras, lazy for files]"),
+    click.option("--reconnect", type=click.IntRange(0), default=10, show_default=True, help="Tries to connect again before the source is lost."),
+    click.option("--timeout", type=click.FloatRange(0.1), default=5.0, show_default=True, help="Seconds to wait for a connection or a picture."),
+    click.option("--record", type=FOLDER, help="Also write the stream into this file."),
+    click.option("--frames", type=click.IntRange(1), help="Stop after so many."),
+    click.option("--seconds", type=click.FloatRange(0, min_open=True), help="Stop after so long."),
+    click.option("--latency", is_flag=True, help="Read the time code of synthetic:// at the sink."),
+    click.option("--threads", type=click.IntRange(1), help="Threads of each engine and codec."),
+    click.option("--overwrite", is_flag=True, help="Replace an output that exists."),
+    click.option("--report", type=FOLDER, help="Write numbers and events into this JSON file at the end."),
+    click.option("--json", "as_json", is_flag=True, help="Print them."),
+    click.option("--log-json", is_flag=True, help="Log as lines of JSON."),
+    click.option("--no-progress", is_flag=True, help="No status line."),
+)  # fmt: skip
+
+
+@click.command("stream")
+@click.argument("source")
+@click.argument("sink")
+@_OPTIONS
+def command(source: str, sink: str, **given: Any) -> None:
+    """Restore the faces of SOURCE as it comes, into SINK.
+
+    SOURCE: a file, folder or "glob*"; a camera (0, /dev/video0, csi://0), rtsp://, http://, gst:PIPELINE or
+    synthetic://?size=1280x720. SINK: a file or folder, display://, http://HOST:PORT, v4l2:///dev/video9,
+    rtsp://, udp:// or null://. Ctrl-C ends it; what was written can be played.
+    """
+    config, events = _config(given), EventLog()
+    ended, error = "failed", None
+    names = {"engine": given["engine_name"], "smaller": given["smaller_engine"]}
+    with (
+        _json_log(given["log_json"]),
+        open_engines(given["bundle"], device=given["device"], threads=given["threads"], **names) as engines,
+        open_stream(source, sink, engines, config, events=events) as stream,
+    ):
+        quiet = given["as_json"]
+        if not quiet:
+            _print_what_runs(stream.snapshot())
+        try:
+            with _status(show=not (given["no_progress"] or quiet)) as watch:
+                ended = stream.run(watch)
+        except KeyboardInterrupt:
+            ended = "stopped by a signal"
+        except UfrEdgeError as exc:
+            error = str(exc)
+            raise
+        finally:
+            _hand_over(stream, events, ended, error, given)
+    if ended == "stopped by a signal":
+        raise click.exceptions.Exit(int(ExitCode.STOPPED))
+
+
+def _config(given: dict[str, Any]) -> LiveConfig:
+    every = given["detect_every"]
+    track = TrackConfig() if every is None else TrackConfig(detect_every=every)
+    tries = given["reconnect"]
+    link = LinkConfig(open_s=given["timeout"], read_s=given["timeout"])
+    return LiveConfig(
+        pipeline=PipelineConfig(fidelity=given["fidelity"], track=track),
+        detector=DetectorConfig(long_side=given["detect_side"]),
+        source=SourceConfig(link=link, backoff=Backoff(tries=tries, at_start=max(1, min(3, tries)))),
+        sink=SinkConfig(overwrite=given["overwrite"], timeout_s=given["timeout"]),
+        stream=StreamConfig(
+            deadline_ms=given["deadline"],
+            ladder=not given["no_ladder"],
+            filling=given["filling"],
+            consuming=given["consuming"],
+            frames=given["frames"],
+            seconds=given["seconds"],
+            latency=given["latency"],
+        ),
+        record=given["record"],
+        threads=given["threads"],
+    )
+
+
+def _hand_over(
+    stream: LiveStream, events: EventLog, ended: str, error: str | None, given: dict[str, Any]
+) -> None:
+    report = stream_report(stream, events, ended=ended, error=error)
+    if given["report"] is not None:
+        write_json(given["report"], report)
+    if given["as_json"]:
+        click.echo(json.dumps(report, indent=2))
+        return
+    stats = stream.snapshot()
+    click.echo(f"{ended}: {status_text(stats)}")
+    for stage in stats.stages:
+        click.echo(f"  {stage.name:<9} p50 {stage.p50_ms:6.1f}  p95 {stage.p95_ms:6.1f}  p99 {stage.p99_ms:6.1f} ms")
+
+
+def _print_what_runs(stats: LiveStats) -> None:
+    click.echo(f"source:   {stats.source}, {stats.width}x{stats.height}")
+    click.echo(f"engine:   {stats.engine}")
+    click.echo(f"detector: CenterFace on {stats.detector}")
+    click.echo(f"sink:     {stats.sink}")
+
+
+def status_text(stats: LiveStats) -> str:
+    """The numbers that matter, on one line."""
+    age = stats.glass or stats.age
+    latency = "-" if age is None else f"{age.p50_ms:.0f}/{age.p95_ms:.0f}/{age.p99_ms:.0f} ms"
+    kind = "glass-to-glass" if stats.glass else "latency"
+    return (
+        f"{stats.frames_in} in, {stats.frames_out} out, {stats.dropped_total} dropped, {stats.late} late, "
+        f"{stats.failed} failed; {stats.fps_out:.1f} frames/s; {kind} {latency}; "
+        f"{len(stats.tracks)} faces; {stats.step.value}"
+    )
+
+
+@contextmanager
+def _status(*, show: bool) -> Iterator[Watch | None]:
+    console = Console(stderr=True)
+    if not (show and console.is_terminal):
+        yield None
+        return
+    with Live(console=console, refresh_per_second=4, transient=True) as live:
+
+        def watch(stats: LiveStats) -> None:
+            live.update(Text(status_text(stats), no_wrap=True, overflow="ellipsis"))
+
+        yield watch
+
+
+class _JsonLines(logging.Handler):
+    """One JSON object a line on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = {"at": record.created, "level": record.levelname.lower(), "logger": record.name}
+        event = getattr(record, "event", None)
+        line |= {"message": record.getMessage()} | ({"event": event} if event else {})
+        click.echo(json.dumps(line), err=True)
+
+
+@contextmanager
+def _json_log(wanted: bool) -> Iterator[None]:
+    """Log as JSON while the command runs."""
+    logger = logging.getLogger("ufr_edge")
+    before = list(logger.handlers)
+    if wanted:
+        logger.handlers = [_JsonLines()]
+    try:
+        yield
+    finally:
+        logger.handlers = before
