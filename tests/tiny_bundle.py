@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -110,7 +111,7 @@ def full_entry() -> EngineEntry:
     )
 
 
-def write_tiny_bundle(folder: Path, *, side: int = SIDE) -> Path:
+def write_tiny_bundle(folder: Path, *, side: int = SIDE, name: str = "tiny") -> Path:
     """Write a bundle with two engines over one file, for ONNX Runtime and for OpenVINO."""
     folder.mkdir()
     path = write_tiny_onnx(folder / "tiny.onnx")
@@ -119,5 +120,5 @@ def write_tiny_bundle(folder: Path, *, side: int = SIDE) -> Path:
         entry("ort-fp32", onnx_sha256=digest),
         entry("ov-fp32", backend="openvino", onnx_sha256=digest),
     )
-    write_manifest(folder, manifest(*engines, files={"tiny.onnx": digest}, side=side))
+    write_manifest(folder, replace(manifest(*engines, files={"tiny.onnx": digest}, side=side), name=name))
     return folder
