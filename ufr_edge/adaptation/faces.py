@@ -95,13 +95,17 @@ def load_faces(
     return FaceSet(images=np.stack(images), names=tuple(names), skipped=tuple(skipped))
 
 
+def source_of(name: str) -> str:
+    """Source of a face: its file name up to the last underscore (`b_hmd_00804.jpg` -> `b_hmd`), "" without one."""
+    return Path(name).stem.rpartition("_")[0]
+
+
 def source_weights(names: tuple[str, ...]) -> NDArray[np.float64]:
     """Sampling probability of each face, so that large sources do not drown small ones.
 
-    A source is the file name up to the last underscore (`b_hmd_00804.jpg` -> `b_hmd`); a source of n
-    faces gets a share proportional to sqrt(n). Returns float64 (N,) summing to 1.
+    A source (`source_of`) of n faces gets a share proportional to sqrt(n). Returns float64 (N,) summing to 1.
     """
-    sources = [name.rsplit("_", 1)[0] if "_" in name else "" for name in names]
+    sources = [source_of(name) for name in names]
     counts = {source: sources.count(source) for source in set(sources)}
     weights = np.array([counts[source] ** -0.5 for source in sources])
     return np.asarray(weights / weights.sum(), dtype=np.float64)
