@@ -49,12 +49,17 @@ def read_image(path: Path) -> Frame:
     return np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), dtype=np.uint8)
 
 
-def write_image(path: Path, frame: Frame) -> None:
-    """Write an RGB frame in the format of the suffix, atomically. Raises OutputError."""
+def check_picture_name(path: Path) -> None:
+    """Raise OutputError unless `path` ends as a picture does."""
     if not is_image(path):
         msg = f"{path} is no picture's name. End it with one of {', '.join(sorted(IMAGE_SUFFIXES))}."
         raise OutputError(msg)
-    options = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY] if path.suffix.lower() in (".jpg", ".jpeg") else []
+
+
+def write_image(path: Path, frame: Frame, *, quality: int = _JPEG_QUALITY) -> None:
+    """Write an RGB frame in the format of the suffix, atomically. `quality` is that of JPEG. Raises OutputError."""
+    check_picture_name(path)
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality] if path.suffix.lower() in (".jpg", ".jpeg") else []
     done, packed = cv2.imencode(path.suffix.lower(), cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), options)
     if not done:
         msg = f"The picture could not be packed as {path.suffix}. Choose .png."

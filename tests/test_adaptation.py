@@ -12,7 +12,6 @@ import torch
 from training_fakes import SIDE, make_faces, save_small_prior, save_small_restorer, write_faces
 
 from ufr_edge.adaptation.adapt import AdaptConfig, adapt
-from ufr_edge.adaptation.evaluate import evaluate_faces
 from ufr_edge.adaptation.finetune import FinetuneConfig, finetune, load_pairs
 from ufr_edge.adaptation.pretrain import PretrainRestorer, pretrain_restorer
 from ufr_edge.adaptation.restorer_task import LossWeights, RestorerTraining
@@ -127,34 +126,6 @@ def test_adapt_without_truth_gives_no_reference_figures(camera: Path, config: Ta
     report = adapt(camera, tmp_path / "run", settings, show=False)
     assert "psnr_db" not in report.figures["adapted"]
     assert {"noise_sigma", "input_consistency_db"} <= set(report.figures["adapted"])
-
-
-def test_evaluate_names_faces_that_do_not_pair(camera: Path, config: TargetsConfig, tmp_path: Path) -> None:
-    figures = evaluate_faces(camera, tmp_path / "clean", restorer=config.restorer, prior=config.prior)
-    assert set(figures) == {"input", "restored"} and figures["input"]["psnr_db"] > 10
-    (tmp_path / "clean" / "face_004.png").unlink()
-    with pytest.raises(InputFileError, match="face_004"):
-        evaluate_faces(camera, tmp_path / "clean", restorer=None, prior=None, side=SIDE)
-
-
-def test_eval_leaves_unusable_faces_out_with_their_partners(camera: Path, tmp_path: Path) -> None:
-    (camera / "face_002.png").write_bytes(b"no picture")
-    (tmp_path / "clean" / "face_006.png").write_bytes(b"no picture")
-    left = evaluate_faces(camera, tmp_path / "clean", restorer=None, prior=None, side=SIDE)
-    for name in ("face_002.png", "face_006.png"):
-        (camera / name).unlink()
-        (tmp_path / "clean" / name).unlink()
-    assert left == evaluate_faces(camera, tmp_path / "clean", restorer=None, prior=None, side=SIDE)
-
-
-def test_eval_of_one_face_has_no_frechet_distance(camera: Path, config: TargetsConfig, tmp_path: Path) -> None:
-    for folder in (camera, tmp_path / "clean"):
-        for path in sorted(folder.iterdir())[1:]:
-            path.unlink()
-    figures = evaluate_faces(camera, tmp_path / "clean", restorer=config.restorer, prior=config.prior)
-    assert "prior_feature_distance" in figures["input"] and "prior_frechet_distance" not in figures["input"]
-    with pytest.raises(ConfigError, match="multiple of 32"):
-        evaluate_faces(camera, None, restorer=None, prior=None, side=100)
 
 
 def test_targets_of_changed_faces_are_drawn_again(camera: Path, config: TargetsConfig, tmp_path: Path) -> None:

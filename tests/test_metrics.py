@@ -11,12 +11,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ufr_edge.errors import InputFileError, ShapeError
+from ufr_edge.errors import ConfigError, InputFileError, ShapeError
 from ufr_edge.metrics.frechet import frechet_distance
-from ufr_edge.metrics.landmarks import landmark_distance
+from ufr_edge.metrics.landmarks import find_landmarks, landmark_distance, landmark_shift
 from ufr_edge.metrics.pairs import pair_by_name
-from ufr_edge.metrics.quality import psnr, psnr_matched, ssim
+from ufr_edge.metrics.quality import QualitySettings, psnr, ssim
 from ufr_edge.metrics.spectrum import high_frequency_energy, noise_sigma
+from ufr_edge.runtime.engines.base import EngineInfo
+from ufr_edge.runtime.faces.align import template
+from ufr_edge.runtime.faces.detect import Face
 from ufr_edge.runtime.images import write_image
 
 Image = NDArray[np.uint8]
@@ -51,8 +54,34 @@ def test_matching_hides_a_colour_cast_and_only_that() -> None:
     truth = texture()
     cast = np.asarray((truth.astype(np.float64) * (0.7, 0.8, 0.9) + (30, 10, 5)).round(), dtype=np.uint8)
     assert psnr(cast, truth) < 30
-    assert psnr_matched(cast, truth) > 45
-    assert psnr_matched(texture(1), truth) < 20
+    matched = QualitySettings(match_mean_std=True)
+    assert psnr(cast, truth, matched) > 45
+    assert psnr(texture(1), truth, matched) < 20
+    assert ssim(cast, truth, matched) > ssim(cast, truth)
+
+
+def test_luma_is_that_of_bt601() -> None:
+    y = QualitySettings(colour="y")
+    # One level of grey is 219 / 255 levels of studio-range luma; red weighs 65.481 / 255.
+    assert psnr(grey(100), grey(110), y) == pytest.approx(20 * math.log10(255 / (10 * 219 / 255)))
+    red = grey(100)
+    red[..., 0] += 10
+    assert psnr(red, grey(100), y) == pytest.approx(20 * math.log10(255 / (10 * 65.481 / 255)))
+    swapped = texture()[..., ::-1]
+    assert ssim(np.ascontiguousarray(swapped), texture(), y) != ssim(texture(), texture(), y)
+
+
+def test_the_border_is_cut_before_measuring() -> None:
+    framed = texture()
+    framed[:4], framed[-4:], framed[:, :4], framed[:, -4:] = 0, 0, 0, 0
+    assert psnr(framed, texture()) < 30
+    assert psnr(framed, texture(), QualitySettings(border=4)) == math.inf
+    assert ssim(framed, texture(), QualitySettings(border=4)) == pytest.approx(1)
+    assert psnr(framed, texture(), QualitySettings(border=3)) < 60
+    with pytest.raises(ShapeError, match="border"):
+        ssim(grey(1), grey(1), QualitySettings(border=11))
+    with pytest.raises(ConfigError, match="border"):
+        QualitySettings(border=-1)
 
 
 def test_ssim_of_constants_is_the_luminance_term() -> None:
@@ -63,7 +92,7 @@ def test_ssim_of_constants_is_the_luminance_term() -> None:
     assert ssim(texture(), texture(1)) < 0.3
 
 
-@pytest.mark.parametrize("measure", [psnr, psnr_matched, ssim])
+@pytest.mark.parametrize("measure", [psnr, ssim])
 def test_quality_refuses_other_shapes_and_types(measure: Callable[[Image, Image], float]) -> None:
     with pytest.raises(ShapeError):
         measure(grey(1, 32), grey(1, 64))
@@ -151,6 +180,28 @@ def test_landmark_distance_is_relative_to_the_eyes() -> None:
         landmark_distance(truth, np.zeros((5, 2)))
 
 
+class FixedDetector:
+    """Finds the points it is given, for each picture in turn."""
+
+    info = EngineInfo.__new__(EngineInfo)
+
+    def __init__(self, *answers: list[NDArray[np.float32]]) -> None:
+        self.answers = list(answers)
+
+    def detect(self, frame: Image) -> list[Face]:
+        box = np.zeros(4, np.float32)
+        return [Face(box=box, score=0.9, landmarks=points) for points in self.answers.pop(0)]
+
+
+def test_landmarks_are_those_of_the_aligned_face() -> None:
+    here = template(64)
+    detector = FixedDetector([here + 20, here + 1], [], [here])
+    found = find_landmarks(np.zeros((3, 64, 64, 3), np.uint8), detector)
+    assert np.allclose(found[0], here + 1) and np.isnan(found[1]).all() and np.allclose(found[2], here)
+    assert landmark_shift(found[0], found[2], side=64) == pytest.approx(math.sqrt(2) * 512 / 64, rel=1e-5)
+    assert math.isnan(landmark_shift(found[1], found[2], side=64))
+
+
 def folder(path: Path, *names: str) -> Path:
     for name in names:
         write_image(path / name, grey(1, 8))
@@ -165,10 +216,18 @@ def test_pairs_go_by_stem_not_by_order(tmp_path: Path) -> None:
 
 
 def test_pairs_name_what_differs(tmp_path: Path) -> None:
-    a, b = folder(tmp_path / "a", "1.png", "2.png"), folder(tmp_path / "b", "1.png", "3.png")
+    a, b = folder(tmp_path / "a", "1.png", "2.png"), folder(tmp_path / "b", "1.png", "3.jpg")
     with pytest.raises(InputFileError) as caught:
         pair_by_name(a, b)
-    assert f"2 (only in {a})" in str(caught.value) and f"3 (only in {b})" in str(caught.value)
-    many = folder(tmp_path / "many", *(f"{i}.png" for i in range(20)))
-    with pytest.raises(InputFileError, match="more"):
+    assert f"Only in {a}: 2.png (1 of 2)." in str(caught.value)
+    assert f"Only in {b}: 3.jpg (1 of 2)." in str(caught.value)
+    many = folder(tmp_path / "many", *(f"{i:02d}.png" for i in range(20)))
+    with pytest.raises(InputFileError, match=r"00\.png, .*04\.png and 15 more \(20 of 20\)") as long:
         pair_by_name(a, many)
+    assert "05.png" not in str(long.value)
+
+
+def test_pairs_of_one_stem_are_refused(tmp_path: Path) -> None:
+    a, b = folder(tmp_path / "a", "1.png", "1.jpg"), folder(tmp_path / "b", "1.png")
+    with pytest.raises(InputFileError, match=r"1\.jpg and 1\.png"):
+        pair_by_name(a, b)

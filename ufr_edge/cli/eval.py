@@ -1,38 +1,124 @@
-"""`ufr-edge eval`: figures of faces, restored or not, with and without the truth."""
+"""`ufr-edge eval`: restorers side by side on degraded or given faces."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ufr_edge.cli.options import FOLDER
+from ufr_edge.cli.options import FOLDER, echo_skipped, stack
+from ufr_edge.cli.tables import print_table
+
+if TYPE_CHECKING:
+    from ufr_edge.adaptation.eval_run import EvalReport
+
+_what = stack(
+    click.option("-i", "--input", "faces", type=FOLDER, help="Aligned faces to measure, as they are."),
+    click.option("--truth", type=FOLDER, help="Clean faces, of the same names where -i is given."),
+    click.option(
+        "--degrade",
+        multiple=True,
+        metavar="PRESET",
+        help="Degrade the clean faces so instead of -i; repeatable.",
+    ),
+    click.option(
+        "--seed",
+        type=click.IntRange(0),
+        default=0,
+        show_default=True,
+        help="Face i is degraded with seed + i.",
+    ),
+    click.option(
+        "--restorer", "restorers", multiple=True, help="Name, run folder or .safetensors; repeatable."
+    ),
+    click.option("--prior", help="Prior for the distances on its own features, such as prior-256."),
+    click.option("--side", type=int, help="Side of the faces. [default: the restorer's own, or 256]"),
+)
+_how = stack(
+    click.option(
+        "--border",
+        type=click.IntRange(0),
+        default=0,
+        show_default=True,
+        help="Pixels cut off for PSNR, SSIM.",
+    ),
+    click.option(
+        "--colour", type=click.Choice(["rgb", "y"]), default="rgb", show_default=True, help="For PSNR, SSIM."
+    ),
+    click.option(
+        "--match-mean-std", is_flag=True, help="Match each channel to the truth first; not comparable."
+    ),
+    click.option(
+        "--lpips", type=click.Choice(["alex", "vgg"]), default="alex", show_default=True, help="Backbone."
+    ),
+    click.option("--lpips-backbone", type=FOLDER, help="Its ImageNet weights, if not in torch hub's cache."),
+    click.option("--fid-backbone", type=FOLDER, help="FID's Inception weights, if not in torch hub's cache."),
+    click.option(
+        "--download", is_flag=True, help="Fetch the weights of LPIPS and FID where they are missing."
+    ),
+    click.option(
+        "--landmarks/--no-landmarks", default=True, show_default=True, help="Measure landmark distance."
+    ),
+    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda:0."),
+)
+_out = stack(
+    click.option("-o", "--output", "report", type=FOLDER, help="Write the report as JSON."),
+    click.option("--per-image", type=FOLDER, help="Write the figures of every face as CSV."),
+    click.option("--sheet", type=FOLDER, help="Write up to 64 faces side by side, one picture per preset."),
+    click.option(
+        "--by-source", is_flag=True, help="Show means by source too (file name up to the last underscore)."
+    ),
+    click.option("--json", "as_json", is_flag=True, help="Print the report as JSON."),
+    click.option("--overwrite", is_flag=True, help="Replace files of an earlier call."),
+    click.option("--no-progress", is_flag=True, help="Draw no progress bar."),
+)
 
 
 @click.command("eval")
-@click.option("-i", "--input", "faces", required=True, type=FOLDER, help="Aligned faces to measure.")
-@click.option("--truth", type=FOLDER, help="Clean faces of the same names.")
-@click.option("--restorer", help="Restore them first with this restorer, and measure both.")
-@click.option("--prior", help="Prior for the distances on its own features, such as prior-256.")
-@click.option("--side", type=int, default=256, show_default=True, help="Face side without a restorer.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda:0.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(
-    faces: Path, truth: Path | None, restorer: str | None, prior: str | None, side: int, device: str, as_json: bool
-) -> None:
-    """Measure faces: PSNR and SSIM (RGB, no border crop, no mean/std matching) where the truth is known.
+@_what
+@_how
+@_out
+def command(by_source: bool, as_json: bool, overwrite: bool, no_progress: bool, **given: Any) -> None:
+    """Measure restorers side by side: faces of -i, or clean faces degraded on the fly.
 
-    Distances on the prior's features carry their own names: they are not LPIPS or FID.
+    LPIPS and FID are measured when their published weights are here; the report says so when not. Distances on the
+    prior's features carry their own names.
     """
-    from ufr_edge.adaptation.evaluate import evaluate_faces
+    from ufr_edge.adaptation.eval_run import EvalConfig, EvalOutputs, evaluate
+    from ufr_edge.metrics.quality import QualitySettings
 
-    figures = evaluate_faces(faces, truth, restorer=restorer, prior=prior, side=side, device=device)
-    click.echo(json.dumps(figures, indent=2) if as_json else _table(figures))
+    outputs = EvalOutputs(**{name: given.pop(name) for name in ("report", "per_image", "sheet")})
+    quality = QualitySettings(**{name: given.pop(name) for name in ("border", "colour", "match_mean_std")})
+    report = evaluate(
+        EvalConfig(quality=quality, **given), outputs, overwrite=overwrite, show=not (no_progress or as_json)
+    )
+    echo_skipped(report.skipped)
+    if as_json:
+        click.echo(json.dumps(report.to_json(), indent=2))
+    else:
+        _print(report, by_source=by_source)
 
 
-def _table(figures: dict[str, dict[str, float]]) -> str:
-    names = list(dict.fromkeys(name for values in figures.values() for name in values))
-    lines = [f"{'':26}" + "".join(f"{column:>12}" for column in figures)]
-    lines += [f"{name:26}" + "".join(f"{values[name]:12.4f}" for values in figures.values()) for name in names]
-    return "\n".join(lines)
+def _print(report: EvalReport, *, by_source: bool) -> None:
+    from ufr_edge.adaptation.report import figures_table
+
+    for preset, columns in report.figures.items():
+        print_table(f"{preset}, {report.settings['faces']} faces", *figures_table(columns))
+    for preset, sources in report.by_source.items() if by_source else ():
+        for source, groups in sources.items():
+            print_table(f"{preset}, only {source or 'names without an underscore'}", *figures_table(groups))
+    for name, value in report.settings.items():
+        if value not in (None, [], {}):
+            click.echo(f"{name}: {_words(value)}")
+    for name, reason in report.not_measured.items():
+        click.echo(f"not measured: {name}: {reason}")
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_words(part)}" for name, part in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return {True: "on", False: "off"}.get(value, str(value)) if isinstance(value, bool) else str(value)
