@@ -32,7 +32,8 @@ class EngineSummary:
     @property
     def drop_db(self) -> float | None:
         """The quality lost against fp32 in dB PSNR as it was measured at export, None when it was not."""
-        drops = [value for key, value in self.entry.quality.items() if key.endswith("drop_db")]
+        quality = self.entry.quality.items()
+        drops = [value for key, value in quality if key.endswith("drop_db") and "worst" not in key]
         return drops[0] if drops else None
 
 
