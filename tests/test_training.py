@@ -20,26 +20,19 @@ from ufr_edge.adaptation import training
 from ufr_edge.adaptation.discriminator import Adversary, UNetDiscriminatorSN
 from ufr_edge.adaptation.faces import FaceSet, load_faces, source_weights
 from ufr_edge.adaptation.loop import LoopConfig, run_loop
-from ufr_edge.adaptation.pretrain import (
-    PretrainPrior,
-    PretrainRestorer,
-    degraded_pairs,
-    degrading_source,
-    face_source,
-    pretrain_prior,
-    pretrain_restorer,
-)
+from ufr_edge.adaptation.pretrain import PretrainPrior, PretrainRestorer, pretrain_prior, pretrain_restorer
 from ufr_edge.adaptation.prior_task import PriorTask, PriorTraining
 from ufr_edge.adaptation.restorer_task import LossWeights, RestorerTask, RestorerTraining
+from ufr_edge.adaptation.sources import degraded_pairs, degrading_source, face_source
 from ufr_edge.adaptation.training import CHECKPOINT, append_log, pick_device, read_log
-from ufr_edge.config import load_config
+from ufr_edge.adaptation.workers import Workers
 from ufr_edge.errors import ConfigError, InputFileError, ModelFileError, TrainingError
 from ufr_edge.priors.features import PriorFeatures
 from ufr_edge.priors.files import load_prior
 from ufr_edge.restorers.edge import build_restorer
 from ufr_edge.restorers.files import load_restorer
 
-CPU = torch.device("cpu")
+CLASSIC = {"classic": 1.0}
 L1_ONLY = LossWeights(prior_features=0.0, adversarial=0.0)
 
 
@@ -56,12 +49,13 @@ def task(run: Path, *, losses: LossWeights = L1_ONLY, batch: int = 2, steps: int
     return RestorerTask(
         build_restorer("edge-s"),
         config,
-        pairs=degrading_source(found, "classic", batch, 0),
+        pairs=degrading_source(found, CLASSIC, batch, 0),
+        batch=batch,
         real=face_source(found, batch, 1),
         features=PriorFeatures(small_prior()),
-        held_out=degraded_pairs(found.subset([0, 1]), "classic", seed=0),
+        held_out=degraded_pairs(found.subset([0, 1]), ("classic",), seed=0),
         run=run,
-        device=CPU,
+        workers=Workers("cpu"),
         **kwargs,
     )
 
@@ -120,7 +114,7 @@ def test_one_batch_is_overfitted(tmp_path: Path) -> None:
     clean = make_faces(2, seed=5)
     lq = np.stack([cv2.GaussianBlur(face, (0, 0), 2.0) for face in clean])
     found = task(tmp_path, steps=80)
-    found.pairs = lambda _: (lq, clean)
+    found.pairs = lambda _, rows: (lq[rows], clean[rows])
     losses = [found.step(i)["l1"] for i in range(80)]
     assert losses[-1] < 0.8 * losses[0]
 
@@ -130,9 +124,10 @@ def test_terms_need_their_data(tmp_path: Path) -> None:
         RestorerTask(
             build_restorer("edge-s"),
             RestorerTraining(steps=1),
-            pairs=degrading_source(faces(), "classic", 2, 0),
+            pairs=degrading_source(faces(), CLASSIC, 2, 0),
+            batch=2,
             run=tmp_path,
-            device=CPU,
+            workers=Workers("cpu"),
         )
 
 
@@ -167,7 +162,7 @@ def test_discriminator_has_the_papers_size() -> None:
 
 def test_generator_gradient_never_reaches_the_discriminator() -> None:
     """Paper statement 14: the adversarial gradient goes to the image only."""
-    adversary = Adversary(features=8, lr=1e-4, device=CPU)
+    adversary = Adversary(features=8, lr=1e-4, workers=Workers("cpu"))
     image = torch.rand(2, 3, 64, 64, requires_grad=True)
     adversary.generator_loss(image).backward()  # type: ignore[no-untyped-call]
     assert image.grad is not None and image.grad.abs().sum() > 0
@@ -246,8 +241,8 @@ def test_prior_crops_come_first(tmp_path: Path) -> None:
 
     config = PriorTraining(steps=4, precision="fp32", crop_steps=2, crop=32, crop_visited=50, beyond=0.5, low=10)
     found = Watched(
-        small_prior(), small_prior(), config, faces=face_source(faces(), 4, 0),
-        held_out=make_faces(2), run=tmp_path, device=CPU,
+        small_prior(), small_prior(), config, faces=face_source(faces(), 4, 0), batch=4,
+        held_out=make_faces(2), run=tmp_path, workers=Workers("cpu"),
     )  # fmt: skip
     for step in range(4):
         found.step(step)
@@ -293,9 +288,3 @@ def test_prior_settings_are_checked(tmp_path: Path) -> None:
     write_faces(tmp_path / "f", make_faces(8))
     with pytest.raises(ConfigError, match="training.crop"):
         pretrain_prior(tmp_path / "f", tmp_path / "run", config, val=tmp_path / "f", show=False)
-
-
-@pytest.mark.parametrize(("cls", "name"), [(PretrainRestorer, "edge-m-256"), (PretrainPrior, "prior-256")])
-def test_shipped_configs_load(cls: type[Any], name: str) -> None:
-    config = load_config(cls, Path(__file__).parents[1] / "configs" / f"{name}.toml")
-    assert config.side == 256 and config.training.steps == 40_000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
 from ufr_edge.adaptation.training import place
+from ufr_edge.adaptation.workers import Workers
 
 
 class UNetDiscriminatorSN(nn.Module):
@@ -49,27 +51,36 @@ def _sn(inside: int, outside: int, kernel: int, *, stride: int = 1) -> nn.Module
 class Adversary:
     """A discriminator trained from scratch beside the restorer, one step for each of the restorer's."""
 
-    def __init__(self, *, features: int, lr: float, device: torch.device) -> None:
-        self.model = place(UNetDiscriminatorSN(features), device)
+    def __init__(self, *, features: int, lr: float, workers: Workers) -> None:
+        self.workers = workers
+        self.model = place(UNetDiscriminatorSN(features), workers.device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=lr, weight_decay=0.0)
+        self.trained = workers.wrap(self.model)
 
-    def generator_loss(self, fake: Tensor) -> Tensor:
-        """BCE(D(fake), real). Its gradient reaches the image only, never D (paper.md section 13, statement 14)."""
-        self.model.requires_grad_(False)
+    def generator_loss(self, fake: Tensor, *, first: bool = True) -> Tensor:
+        """BCE(D(fake), real). Its gradient reaches the image only, never D (paper.md section 13, statement 14).
+
+        `first`: of the parts of a step. Spectral norm iterates once a step, so that the number of parts does
+        not matter.
+        """
+        self.model.requires_grad_(False).train(first)
         logits = self.model(fake).float()
         self.model.requires_grad_(True)
         return F.binary_cross_entropy_with_logits(logits, torch.ones_like(logits))
 
-    def update(self, fake: Tensor, real: Tensor) -> float:
-        """One optimiser step of D on detached fakes and real faces; returns its loss."""
-        logits = self.model(torch.cat([real, fake.detach()])).float()
-        goal = torch.zeros_like(logits)
-        goal[: len(real)] = 1
-        loss = 2 * F.binary_cross_entropy_with_logits(logits, goal)  # BCE(real) + BCE(fake), weight 1 each
+    def update(self, parts: Sequence[tuple[Tensor, Tensor]]) -> float:
+        """One optimiser step of D on the parts (fakes, real faces) of a step; returns its mean loss."""
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        losses = []
+        for i, (fake, real) in enumerate(parts):
+            self.model.train(i == 0)
+            with self.workers.accumulating(self.trained, last=i == len(parts) - 1):
+                logits = self.trained(torch.cat([real, fake.detach()])).float()
+                loss = _bce(logits[: len(real)], 1.0) + _bce(logits[len(real) :], 0.0)
+                (loss / len(parts)).backward()  # type: ignore[no-untyped-call]
+            losses.append({"loss": loss})
         self.optimizer.step()
-        return float(loss.detach())
+        return self.workers.mean(losses)["loss"]
 
     def state(self) -> dict[str, Any]:
         """Return model and optimiser state."""
@@ -79,3 +90,7 @@ class Adversary:
         """Restore what `state` returned."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+
+
+def _bce(logits: Tensor, label: float) -> Tensor:
+    return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, label))

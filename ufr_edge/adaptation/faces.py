@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,19 +13,37 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ufr_edge.errors import InputFileError
+from ufr_edge.files import atomic_file
 from ufr_edge.progress import progress_bar
 from ufr_edge.runtime.images import IMAGE_SUFFIXES, is_image
 
 MINIMUM_FACES = 8
+SKIPPED = "skipped.csv"
+GREY_TOLERANCE = 2
+"""A picture is grey when no pixel's channels differ by more levels than this (JPEG's rounding)."""
+FaceReader = Callable[[Path, int], NDArray[np.uint8]]
+"""(path, side) -> uint8 (side, side, 3) RGB; raises InputFileError for a file to leave out."""
+
+
+class UnfitFaceError(InputFileError):
+    """A face file to leave out; `kind` is one word or two for why, to count by."""
+
+    def __init__(self, message: str, *, kind: str) -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 @dataclass(frozen=True, kw_only=True)
 class FaceSet:
-    """Aligned faces: `images` uint8 (N, S, S, 3) RGB, `names` (file names), `skipped` (name, reason)."""
+    """Aligned faces: `images` uint8 (N, S, S, 3) RGB, `names` (file names), `skipped` (name, reason).
+
+    `kinds`: of the skipped ones, in the same order: "broken", "tiny", "not square", "CMYK", "16-bit", "grey".
+    """
 
     images: NDArray[np.uint8]
     names: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...] = ()
+    kinds: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """Return the number of faces."""
@@ -53,22 +74,74 @@ def read_face(path: Path, side: int) -> NDArray[np.uint8]:
     raw = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
     if raw is None:
         msg = f"{path} is no image that can be read."
-        raise InputFileError(msg)
+        raise UnfitFaceError(msg, kind="broken")
     height, width = raw.shape[:2]
-    if min(height, width) < 64:
-        msg = f"{path} is too small ({width}x{height}); a face needs at least 64x64 pixels."
-        raise InputFileError(msg)
-    if height != width:
-        msg = f"{path} is not square ({width}x{height}); aligned faces are. Align it with: ufr-edge collect"
-        raise InputFileError(msg)
+    _check_size(path, width, height, 64)
     if height != side:
         method = cv2.INTER_AREA if height > side else cv2.INTER_CUBIC
         raw = cv2.resize(raw, (side, side), interpolation=method)
     return np.ascontiguousarray(raw, dtype=np.uint8)
 
 
+def read_training_face(path: Path, side: int) -> NDArray[np.uint8]:
+    """Read one face that a network may take for the truth: as `read_face`, but only clean 8-bit colour.
+
+    Raises UnfitFaceError also for a truncated file ("broken"), one whose sides are below side / 2 ("tiny"), for
+    "CMYK", "16-bit" and "grey": of a single channel, or R = G = B (within `GREY_TOLERANCE`) in every pixel.
+    """
+    mode, layout, (width, height) = _decoded(path)
+    _check_size(path, width, height, max(64, side // 2))
+    if mode in ("CMYK", "LAB"):
+        msg = f"{path} is {mode}, whose colours depend on a print profile. Convert it to RGB."
+        raise UnfitFaceError(msg, kind="CMYK")
+    if mode.startswith(("I", "F")) or "16" in layout:
+        msg = f"{path} has 16 bits a channel. Develop it to 8-bit sRGB."
+        raise UnfitFaceError(msg, kind="16-bit")
+    face = read_face(path, side)
+    spread = int(np.ptp(face.astype(np.int16), axis=2).max())
+    if mode in ("1", "L", "LA") or spread <= GREY_TOLERANCE:
+        msg = f"{path} is grey (R = G = B in every pixel). Leave it out: a restorer would learn to drop colour."
+        raise UnfitFaceError(msg, kind="grey")
+    return face
+
+
+def _decoded(path: Path) -> tuple[str, str, tuple[int, int]]:
+    """Return the mode, the layout in the file and (width, height) of a picture that decodes to its end."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            mode, size = picture.mode, picture.size
+            layout = _layout(picture.tile[0][3] if picture.tile else "")
+            picture.load()
+    except Exception as exc:  # border: Pillow raises many kinds for a damaged file
+        msg = f"{path} is no image that can be read to its end ({exc})."
+        raise UnfitFaceError(msg, kind="broken") from exc
+    return mode, layout, size
+
+
+def _layout(arguments: object) -> str:
+    """The raw mode among a decoder's arguments, such as "RGB;16B"."""
+    return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
+
+
+def _check_size(path: Path, width: int, height: int, minimum: int) -> None:
+    if min(height, width) < minimum:
+        msg = f"{path} is too small ({width}x{height}); a face needs at least {minimum}x{minimum} pixels here."
+        raise UnfitFaceError(msg, kind="tiny")
+    if height != width:
+        msg = f"{path} is not square ({width}x{height}); aligned faces are. Align it with: ufr-edge collect"
+        raise UnfitFaceError(msg, kind="not square")
+
+
 def load_faces(
-    folder: Path, side: int, *, limit: int | None = None, minimum: int = MINIMUM_FACES, show: bool = False
+    folder: Path,
+    side: int,
+    *,
+    limit: int | None = None,
+    minimum: int = MINIMUM_FACES,
+    read: FaceReader = read_face,
+    show: bool = False,
 ) -> FaceSet:
     """Load a folder of aligned faces, the first `limit` good ones. Unusable files are named in `skipped`.
 
@@ -77,27 +150,51 @@ def load_faces(
     paths = list_images(folder)
     images: list[NDArray[np.uint8]] = []
     names: list[str] = []
-    skipped: list[tuple[str, str]] = []
+    skipped: list[tuple[str, str, str]] = []
     with progress_bar(f"reading {folder.name}", min(len(paths), limit or len(paths)), show=show) as advance:
         for path in paths:
             if len(images) == limit:
                 break
             try:
-                images.append(read_face(path, side))
+                images.append(read(path, side))
                 names.append(path.name)
             except InputFileError as exc:
-                skipped.append((path.name, str(exc)))
+                skipped.append((path.name, str(exc), getattr(exc, "kind", "unfit")))
             advance()
+    kinds = tuple(kind for _, _, kind in skipped)
     if len(images) < minimum:
-        first = f" First problem: {skipped[0][1]}" if skipped else ""
+        first = f" Left out: {_counted(kinds)}. First problem: {skipped[0][1]}" if skipped else ""
         msg = f"{folder} holds {len(images)} good faces of {len(paths)} files; at least {minimum} are needed.{first}"
         raise InputFileError(msg)
-    return FaceSet(images=np.stack(images), names=tuple(names), skipped=tuple(skipped))
+    left_out = tuple((name, reason) for name, reason, _ in skipped)
+    return FaceSet(images=np.stack(images), names=tuple(names), skipped=left_out, kinds=kinds)
+
+
+def skipped_line(folder: Path, faces: FaceSet) -> str:
+    """Return "FOLDER: left out 3 of 40 files (2 grey, 1 broken)", or "" when none was left out."""
+    if not faces.skipped:
+        return ""
+    total = len(faces) + len(faces.skipped)
+    return f"{folder}: left out {len(faces.skipped)} of {total} files ({_counted(faces.kinds)})"
+
+
+def write_skipped(path: Path, folders: Mapping[Path, FaceSet]) -> None:
+    """Write the files that were left out as CSV (folder, file, kind, reason), atomically; the head alone if none."""
+    with atomic_file(path) as beside, beside.open("w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(("folder", "file", "kind", "reason"))
+        for folder, faces in folders.items():
+            for (name, reason), kind in zip(faces.skipped, faces.kinds, strict=True):
+                rows.writerow((folder, name, kind, reason))
+
+
+def _counted(kinds: tuple[str, ...]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in Counter(kinds).most_common())
 
 
 def source_of(name: str) -> str:
-    """Source of a face: its file name up to the last underscore (`b_hmd_00804.jpg` -> `b_hmd`), "" without one."""
-    return Path(name).stem.rpartition("_")[0]
+    """Return the source of a face: its file name up to the last underscore (`b_hmd_00804.jpg` -> `b_hmd`)."""
+    return name.rsplit("_", 1)[0] if "_" in name else ""
 
 
 def source_weights(names: tuple[str, ...]) -> NDArray[np.float64]:

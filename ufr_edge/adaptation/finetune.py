@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,12 +12,12 @@ from numpy.typing import NDArray
 
 from ufr_edge.adaptation.faces import MINIMUM_FACES, FaceSet, load_faces
 from ufr_edge.adaptation.loop import LoopConfig, check_origin, run_loop
-from ufr_edge.adaptation.pretrain import degrading_source, face_source
 from ufr_edge.adaptation.restorer_task import HeldOut, LossWeights, PairSource, RestorerTask, RestorerTraining
-from ufr_edge.adaptation.training import pick_device
+from ufr_edge.adaptation.sources import degrading_source, face_source
+from ufr_edge.adaptation.workers import Workers
 from ufr_edge.config import to_json
 from ufr_edge.errors import ConfigError, InputFileError
-from ufr_edge.files import sha256_file, write_json
+from ufr_edge.files import sha256_file
 from ufr_edge.priors.features import PriorFeatures
 from ufr_edge.priors.files import load_prior
 from ufr_edge.restorers.files import WEIGHTS_NAME, load_restorer, save_restorer
@@ -83,25 +82,30 @@ def finetune(
     start = load_restorer(config.restorer)
     pairs = load_pairs(faces, targets, start.side, show=show)
     origin = _origin(start.path, pairs, config)
-    check_origin(out, kind=RestorerTask.kind, origin=origin, overwrite=overwrite)
+    workers = Workers(config.device)
+    with workers.main_first():
+        check_origin(out, kind=RestorerTask.kind, origin=origin, overwrite=overwrite)
     clean = load_faces(real, start.side, show=show) if real else None
-    device = pick_device(config.device)
     torch.manual_seed(config.seed)  # the discriminator's initialisation
     task = RestorerTask(
         start.model,
         config.training,
         pairs=_mixed(pair_source(pairs, config), clean, config),
+        batch=config.batch,
         real=face_source(clean, config.batch, config.seed + 7) if clean else None,
-        features=_features(config, device),
+        features=_features(config, workers.device),
         held_out=held_out,
         run=out,
-        device=device,
+        workers=workers,
     )
-    write_json(out / "config.json", to_json(config))
-    steps = run_loop(task, out, config.loop, steps=config.training.steps, origin=origin, show=show)
+    steps = run_loop(
+        task, out, config.loop, steps=config.training.steps, origin=origin, settings=to_json(config), show=show
+    )
     path = out / WEIGHTS_NAME
     meta = {"steps": str(steps), "parent_sha256": sha256_file(start.path), "pairs": str(len(pairs.lq))}
-    save_restorer(task.result, path, arch=start.arch, side=start.side, meta=meta)
+    if workers.main:
+        save_restorer(task.result, path, arch=start.arch, side=start.side, meta=meta)
+    workers.wait()
     return path
 
 
@@ -123,13 +127,13 @@ def load_pairs(
 
 
 def pair_source(pairs: HeldOut, config: FinetuneConfig) -> PairSource:
-    """Return step -> (low-quality, target), drawn without repeats inside a batch, fixed by (seed, step)."""
+    """Return (step, rows) -> (low-quality, target), without repeats inside a batch, fixed by (seed, step)."""
 
-    def draw(step: int) -> tuple[Images, Images]:
+    def draw(step: int, rows: slice) -> tuple[Images, Images]:
         rng = np.random.default_rng((config.seed, step))
-        index = rng.choice(len(pairs.lq), config.batch, replace=len(pairs.lq) < config.batch)
+        index = rng.choice(len(pairs.lq), config.batch, replace=len(pairs.lq) < config.batch)[rows]
         lq, goal = pairs.lq[index], pairs.truth[index]
-        flip = (rng.random(config.batch) < 0.5) & config.flip
+        flip = (rng.random(config.batch) < 0.5)[rows] & config.flip
         lq[flip], goal[flip] = lq[flip, :, ::-1], goal[flip, :, ::-1]
         return lq, goal
 
@@ -143,11 +147,12 @@ def _mixed(draw: PairSource, clean: FaceSet | None, config: FinetuneConfig) -> P
     count = round(config.replay * config.batch)
     if count == 0 or clean is None:
         return draw
-    old: Callable[[int], tuple[Images, Images]] = degrading_source(clean, "classic", count, config.seed + 13)
+    old = degrading_source(clean, {"classic": 1.0}, count, config.seed + 13)
+    everything = slice(None)
 
-    def both(step: int) -> tuple[Images, Images]:
-        new_pairs, old_pairs = draw(step), old(step)
-        lq, goal = (np.concatenate([n[:-count], o]) for n, o in zip(new_pairs, old_pairs, strict=True))
+    def both(step: int, rows: slice) -> tuple[Images, Images]:
+        new_pairs, old_pairs = draw(step, everything), old(step, everything)
+        lq, goal = (np.concatenate([n[:-count], o])[rows] for n, o in zip(new_pairs, old_pairs, strict=True))
         return lq, goal
 
     return both

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ufr_edge.adaptation.training import (
-    CHECKPOINT,
-    LOG,
-    append_log,
-    deferred_interrupt,
-    load_checkpoint,
-    save_checkpoint,
-)
+from ufr_edge.adaptation.journal import Journal
+from ufr_edge.adaptation.training import CHECKPOINT, LOG, deferred_interrupt, load_checkpoint, save_checkpoint
+from ufr_edge.adaptation.workers import Workers
 from ufr_edge.errors import ConfigError, ModelFileError
+from ufr_edge.files import write_json
 from ufr_edge.progress import progress_bar
 
 
@@ -23,6 +21,7 @@ class Task(Protocol):
     """What is trained. Steps are numbered from 0; a step depends only on the state and its number."""
 
     kind: str
+    workers: Workers
 
     def step(self, step: int) -> dict[str, float]:
         """Do optimiser step `step`; return its losses."""
@@ -58,31 +57,46 @@ class LoopConfig:
 
 
 def run_loop(
-    task: Task, run: Path, config: LoopConfig, *, steps: int, origin: str | None = None, show: bool = True
+    task: Task,
+    run: Path,
+    config: LoopConfig,
+    *,
+    steps: int,
+    origin: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    show: bool = True,
 ) -> int:
     """Train `task` in the folder `run`, going on from its checkpoint when there is one. Returns the steps done.
 
+    `settings` is written to `run`/config.json once the checkpoint turned out to fit.
     Ctrl-C (or SIGTERM) ends after the step in hand: state is saved, then KeyboardInterrupt is raised.
     `origin` names what is trained from and on; see `check_origin`.
     Raises TrainingError on a NaN loss, ModelFileError for a checkpoint of another kind or network.
     """
-    run.mkdir(parents=True, exist_ok=True)
-    step = _go_on(task, run)
+    step, workers = _go_on(task, run), task.workers
+    if workers.main:
+        run.mkdir(parents=True, exist_ok=True)
+    if workers.main and settings is not None:
+        write_json(run / "config.json", settings)
     deadline = time.monotonic() + config.minutes * 60 if config.minutes else float("inf")
-    with progress_bar(task.kind, steps, done=step, show=show) as advance, deferred_interrupt() as asked:
-        while step < steps and not asked and time.monotonic() < deadline:
+    with (
+        closing(Journal(run, step=step, writes=workers.main)) as journal,
+        progress_bar(task.kind, steps, done=step, show=show and workers.main) as advance,
+        deferred_interrupt() as asked,
+    ):
+        while step < steps and not workers.any(bool(asked) or time.monotonic() >= deadline):
             losses = task.step(step)
             step += 1
             if step % config.log_every == 0 or step == 1:
-                append_log(run, {"step": step, **losses})
+                journal.losses(step, losses)
                 advance(0, note=" ".join(f"{k} {v:.4g}" for k, v in losses.items()))
-            if step % config.evaluate_every == 0 or step == steps:
-                append_log(run, {"step": step, **task.evaluate(step)})
+            if workers.main and (step % config.evaluate_every == 0 or step == steps):
+                journal.held_out(step, task.evaluate(step))
             if step % config.save_every == 0:
                 _save(task, run, step, origin)
             advance(1)
     _save(task, run, step, origin)
-    if asked:
+    if workers.any(bool(asked)):
         raise KeyboardInterrupt
     return step
 
@@ -121,4 +135,6 @@ def _go_on(task: Task, run: Path) -> int:
 
 def _save(task: Task, run: Path, step: int, origin: str | None) -> None:
     known = {"origin": origin} if origin else {}
-    save_checkpoint(run / CHECKPOINT, {"kind": task.kind, "step": step, **known, "task": task.state()})
+    if task.workers.main:
+        save_checkpoint(run / CHECKPOINT, {"kind": task.kind, "step": step, **known, "task": task.state()})
+    task.workers.wait()

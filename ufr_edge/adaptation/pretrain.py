@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -11,32 +11,56 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ufr_edge.adaptation.faces import FaceSet, load_faces, source_weights
+from ufr_edge.adaptation.faces import (
+    SKIPPED,
+    FaceSet,
+    load_faces,
+    read_training_face,
+    skipped_line,
+    write_skipped,
+)
 from ufr_edge.adaptation.loop import LoopConfig, check_origin, run_loop
 from ufr_edge.adaptation.prior_task import PriorTask, PriorTraining
-from ufr_edge.adaptation.restorer_task import HeldOut, LossWeights, RestorerTask, RestorerTraining
-from ufr_edge.adaptation.training import pick_device
+from ufr_edge.adaptation.restorer_task import LossWeights, RestorerTask, RestorerTraining
+from ufr_edge.adaptation.sources import check_mixture, degraded_pairs, face_source, mixed_source
+from ufr_edge.adaptation.training import CHECKPOINT, resolve_precision
+from ufr_edge.adaptation.workers import Workers
 from ufr_edge.config import to_json
-from ufr_edge.degradations.presets import degrade, get_preset
-from ufr_edge.files import atomic_folder, write_json
+from ufr_edge.errors import ConfigError
+from ufr_edge.files import atomic_folder
 from ufr_edge.priors.features import PriorFeatures
 from ufr_edge.priors.files import load_prior
 from ufr_edge.priors.model import DiffusionPrior, build_prior
 from ufr_edge.restorers.edge import EdgeUNet, build_restorer
 from ufr_edge.restorers.files import WEIGHTS_NAME, load_restorer, save_restorer
+from ufr_edge.restorers.widen import widen_restorer
 
 Images = NDArray[np.uint8]
+Tell = Callable[[str], object]
+"""Called with lines for the user: what was left out, and what trains."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainRestorer:
-    """`ufr-edge pretrain restorer`: classic blind degradations drawn on the fly, held-out PSNR on `val`."""
+    """`ufr-edge pretrain restorer`: blind degradations drawn on the fly, held-out PSNR on `val`.
+
+    `degradations`: preset -> share of the faces (shares are taken relative to their sum). A `crop_share` of the
+    steps sees `crops_per_face` random crops of `crop` px out of each degraded face instead of the whole, with a
+    mixture of its own where `crop_degradations` is not empty: more of local detail for the same cost.
+    `batch` is that of all processes together. `init`: start from these weights, of the same `arch`;
+    `widen_from`: start from those of a smaller one, made larger without changing what it computes.
+    """
 
     arch: str = "edge-m"
     side: int = 256
     batch: int = 8
-    degradation: str = "classic"
+    degradations: Mapping[str, float] = field(default_factory=lambda: {"classic": 1.0})
+    crop_share: float = 0.0
+    crop: int = 128
+    crops_per_face: int = 2
+    crop_degradations: Mapping[str, float] = field(default_factory=dict)
     init: str | None = None
+    widen_from: str | None = None
     prior: str | None = None
     training: RestorerTraining = field(
         default_factory=lambda: RestorerTraining(
@@ -52,6 +76,24 @@ class PretrainRestorer:
     loop: LoopConfig = field(default_factory=LoopConfig)
     seed: int = 0
     device: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for settings that cannot be trained with."""
+        check_mixture(self.degradations)
+        if self.crop_degradations:
+            check_mixture(self.crop_degradations)
+        if not 0 <= self.crop_share <= 1:
+            msg = f"crop_share is a share from 0 to 1; got {self.crop_share}."
+            raise ConfigError(msg)
+        if self.crop_share and (self.crop % 32 or not 32 <= self.crop <= self.side or self.crops_per_face < 1):
+            msg = (
+                f"Crops of {self.crop} px, {self.crops_per_face} per face, do not fit faces of {self.side} px: "
+                "crop is a multiple of 32 of at most the side, and crops_per_face at least 1."
+            )
+            raise ConfigError(msg)
+        if self.init and self.widen_from:
+            msg = "init and widen_from both say what to start from. Give one of them."
+            raise ConfigError(msg)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,94 +113,111 @@ class PretrainPrior:
     device: str = "auto"
 
 
-def pretrain_restorer(faces: Path, out: Path, config: PretrainRestorer, *, val: Path, show: bool = True) -> Path:
-    """Train a restorer on `faces`; writes `out`/weights.safetensors, config, log and strips, and returns its path.
+def pretrain_restorer(
+    faces: Path, out: Path, config: PretrainRestorer, *, val: Path, show: bool = True, tell: Tell = str
+) -> Path:
+    """Train a restorer on `faces`; writes `out`/weights.safetensors, config, log, curves and strips; returns its path.
 
-    Goes on from `out`/checkpoint.pt when there is one. Raises InputFileError with fewer than 8 good faces,
-    TrainingError on a NaN loss, ConfigError or ModelFileError when `out` holds another training.
+    Goes on from `out`/checkpoint.pt when there is one. Files that are no clean 8-bit colour faces are left out
+    and listed in `out`/skipped.csv. Raises InputFileError with fewer than 8 good faces, TrainingError on a NaN
+    loss, ConfigError or ModelFileError when `out` holds another training, before anything in it is changed.
     """
-    get_preset(config.degradation)
-    check_origin(out, kind=RestorerTask.kind)
-    device = pick_device(config.device)
-    train = load_faces(faces, config.side, show=show)
-    held_out = degraded_pairs(load_faces(val, config.side, show=show, limit=64), config.degradation, seed=0)
-    model = load_restorer(config.init).model if config.init else build_restorer(config.arch)
+    workers = _start(out, RestorerTask.kind, config.device)
+    torch.manual_seed(config.seed)  # initial weights
+    model = _first_restorer(config)
+    features = PriorFeatures(load_prior(config.prior).to(workers.device)) if config.prior else None
+    found = {folder: _load(folder, config.side, workers, show, limit) for folder, limit in ((faces, None), (val, 64))}
     task = RestorerTask(
         model,
         config.training,
-        pairs=degrading_source(train, config.degradation, config.batch, config.seed),
-        real=face_source(train, config.batch, config.seed + 1),
-        features=_features(config, device),
-        held_out=held_out,
+        pairs=mixed_source(found[faces], config),
+        batch=config.batch,
+        real=face_source(found[faces], config.batch, config.seed + 1),
+        features=features,
+        held_out=degraded_pairs(found[val], tuple(config.degradations), seed=0),
         run=out,
-        device=device,
+        workers=workers,
     )
-    write_json(out / "config.json", to_json(config))
-    steps = run_loop(task, out, config.loop, steps=config.training.steps, show=show)
-    return _save_result(task.result, out, config, steps, held=task.evaluate(steps))
+    _announce(out, found, workers, config.training.precision, tell)
+    steps = run_loop(task, out, config.loop, steps=config.training.steps, settings=to_json(config), show=show)
+    if workers.main:
+        meta = {"steps": str(steps), "degradations": _listed(config.degradations)}
+        held = {name: f"{value:.3f}" for name, value in task.evaluate(steps).items()}
+        save_restorer(task.result, out / WEIGHTS_NAME, arch=config.arch, side=config.side, meta={**meta, **held})
+    return out / WEIGHTS_NAME
 
 
-def pretrain_prior(faces: Path, out: Path, config: PretrainPrior, *, val: Path, show: bool = True) -> Path:
-    """Train a prior on `faces`; writes `out`/prior (diffusers layout) beside config, log and strips.
+def pretrain_prior(
+    faces: Path, out: Path, config: PretrainPrior, *, val: Path, show: bool = True, tell: Tell = str
+) -> Path:
+    """Train a prior on `faces`; writes `out`/prior (diffusers layout) beside config, log, curves and strips.
 
-    Goes on from `out`/checkpoint.pt when there is one. Raises as `pretrain_restorer`.
+    Goes on from `out`/checkpoint.pt when there is one. Leaves files out and raises as `pretrain_restorer`.
     """
-    check_origin(out, kind=PriorTask.kind)
-    device = pick_device(config.device)
-    train = load_faces(faces, config.side, show=show)
-    held_out = load_faces(val, config.side, show=show, limit=64)
+    workers = _start(out, PriorTask.kind, config.device)
     prior, average = (_fresh_prior(config) for _ in range(2))
+    found = {folder: _load(folder, config.side, workers, show, limit) for folder, limit in ((faces, None), (val, 64))}
     task = PriorTask(
         prior,
         average,
         config.training,
-        faces=face_source(train, config.batch, config.seed),
-        held_out=held_out.images,
+        faces=face_source(found[faces], config.batch, config.seed),
+        batch=config.batch,
+        held_out=found[val].images,
         run=out,
-        device=device,
+        workers=workers,
     )
-    write_json(out / "config.json", to_json(config))
-    run_loop(task, out, config.loop, steps=config.training.steps, show=show)
-    with atomic_folder(out / "prior", overwrite=True) as beside:
-        task.result.save_pretrained(beside)
+    _announce(out, found, workers, config.training.precision, tell)
+    run_loop(task, out, config.loop, steps=config.training.steps, settings=to_json(config), show=show)
+    if workers.main:
+        with atomic_folder(out / "prior", overwrite=True) as beside:
+            task.result.save_pretrained(beside)
     return out / "prior"
 
 
-def degrading_source(faces: FaceSet, preset: str, batch: int, seed: int) -> Callable[[int], tuple[Images, Images]]:
-    """Return step -> (degraded, clean): balanced over sources, flipped at random, fixed by (seed, step)."""
-    clean_of = face_source(faces, batch, seed)
-    camera = get_preset(preset)
-
-    def pairs(step: int) -> tuple[Images, Images]:
-        clean = clean_of(step)
-        rng = np.random.default_rng((seed, step, 1))
-        return np.stack([camera(image, rng) for image in clean]), clean
-
-    return pairs
+def _start(out: Path, kind: str, device: str) -> Workers:
+    """Refuse a run folder that holds something else, before anything is read or written."""
+    check_origin(out, kind=kind)
+    if not (out / CHECKPOINT).exists() and (out / WEIGHTS_NAME).exists():
+        msg = f"{out} holds weights but no {CHECKPOINT} to go on from; they are not replaced. Choose another folder."
+        raise ConfigError(msg)
+    return Workers(device)
 
 
-def face_source(faces: FaceSet, batch: int, seed: int) -> Callable[[int], Images]:
-    """Return step -> uint8 (batch, S, S, 3): balanced over sources, flipped at random, fixed by (seed, step)."""
-    weights = source_weights(faces.names)
-
-    def draw(step: int) -> Images:
-        rng = np.random.default_rng((seed, step))
-        images = faces.images[rng.choice(len(faces), batch, p=weights)]
-        flip = rng.random(batch) < 0.5
-        images[flip] = images[flip, :, ::-1]
-        return images
-
-    return draw
-
-
-def degraded_pairs(faces: FaceSet, preset: str, *, seed: int) -> HeldOut:
-    """Degrade every face once, face i with seed `seed` + i: held-out pairs that stay the same."""
-    lq = [degrade(image, preset, seed=seed + i) for i, image in enumerate(faces.images)]
-    return HeldOut(lq=np.stack(lq), truth=faces.images)
+def _first_restorer(config: PretrainRestorer) -> EdgeUNet:
+    """What training starts from: weights of the same network, a smaller one made larger, or chance."""
+    if config.widen_from:
+        return widen_restorer(load_restorer(config.widen_from).model, config.arch, seed=config.seed)
+    if config.init is None:
+        return build_restorer(config.arch)
+    loaded = load_restorer(config.init)
+    if loaded.arch != config.arch:
+        msg = (
+            f"{loaded.path} is {loaded.arch}, but {config.arch} is to be trained. Set arch to {loaded.arch}, "
+            "or start from a smaller network with widen_from in place of init."
+        )
+        raise ConfigError(msg)
+    return loaded.model
 
 
-def _features(config: PretrainRestorer, device: torch.device) -> PriorFeatures | None:
-    return PriorFeatures(load_prior(config.prior).to(device)) if config.prior else None
+def _load(folder: Path, side: int, workers: Workers, show: bool, limit: int | None) -> FaceSet:
+    return load_faces(folder, side, limit=limit, read=read_training_face, show=show and workers.main)
+
+
+def _announce(out: Path, found: Mapping[Path, FaceSet], workers: Workers, precision: str, tell: Tell) -> None:
+    """Say what trains and what was left out; the list goes to the run folder."""
+    if not workers.main:
+        return
+    write_skipped(out / SKIPPED, found)
+    lines = [line for folder, faces in found.items() if (line := skipped_line(folder, faces))]
+    for line in lines:
+        tell(f"{line}; listed in {out / SKIPPED}")
+    used = resolve_precision(workers.device, precision)
+    tell(f"training on {workers.device} x {workers.count}, {used}; log, curves and strips in {out}")
+
+
+def _listed(mixture: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {share:g}" for name, share in mixture.items())
 
 
 def _fresh_prior(config: PretrainPrior) -> DiffusionPrior:
@@ -172,13 +231,3 @@ def _fresh_prior(config: PretrainPrior) -> DiffusionPrior:
         layers=config.layers,
         prediction_type=config.prediction_type,
     )
-
-
-def _save_result(
-    model: EdgeUNet, out: Path, config: PretrainRestorer, steps: int, *, held: dict[str, float]
-) -> Path:
-    path = out / WEIGHTS_NAME
-    meta = {"steps": str(steps), "degradation": config.degradation, **{k: f"{v:.3f}" for k, v in held.items()}}
-    arch = load_restorer(config.init).arch if config.init else config.arch
-    save_restorer(model, path, arch=arch, side=config.side, meta=meta)
-    return path

@@ -9,12 +9,23 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ufr_edge.adaptation.pictures import strip
 from ufr_edge.adaptation.restorer_task import ImageSource
-from ufr_edge.adaptation.training import Ema, autocast, check_loss, cosine, place, to_tensor, to_uint8
+from ufr_edge.adaptation.training import (
+    Ema,
+    autocast,
+    check_finite,
+    cosine,
+    descend,
+    place,
+    strip_path,
+    to_tensor,
+    to_uint8,
+)
+from ufr_edge.adaptation.workers import Workers
 from ufr_edge.errors import ConfigError
 from ufr_edge.priors.model import DiffusionPrior, base_abar
 from ufr_edge.runtime.images import write_image
@@ -28,7 +39,7 @@ class PriorTraining:
 
     Timesteps: uniform below `visited` (what the method visits), of which a `low_share` is drawn below `low`
     instead (what a light touch visits), and a `beyond` share between `visited` and `highest`.
-    The first `crop_steps` see random crops of `crop` px instead of whole faces, at timesteps below
+    `accumulate`: a step's batch is computed in so many parts. The first `crop_steps` see random crops of `crop` px instead of whole faces, at timesteps below
     `crop_visited`: texture is learned there at a fraction of the cost.
     """
 
@@ -37,6 +48,7 @@ class PriorTraining:
     lr_end: float = 5e-5
     warmup: int = 200
     ema: float = 0.999
+    accumulate: int = 1
     precision: str = "auto"
     clip_norm: float = 1.0
     visited: int = 620
@@ -57,6 +69,18 @@ class PriorTraining:
             raise ConfigError(msg)
 
 
+class _TrainingError(nn.Module):
+    """The prior's training error as a forward pass, which is what exchanges gradients between processes."""
+
+    def __init__(self, prior: DiffusionPrior) -> None:
+        super().__init__()
+        self.prior = prior
+
+    def forward(self, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """Return the mean error."""
+        return self.prior.training_error(x_0, eps, t)
+
+
 class PriorTask:
     """One prior and its optimiser (see `loop.Task`)."""
 
@@ -69,11 +93,16 @@ class PriorTask:
         config: PriorTraining,
         *,
         faces: ImageSource,
+        batch: int,
         held_out: NDArray[np.uint8],
         run: Path,
-        device: torch.device,
+        workers: Workers,
     ) -> None:
+        device = workers.device
+        self.workers, self.batch = workers, batch
+        self.parts = workers.parts(batch, config.accumulate)
         self.prior = place(prior, device).train()
+        self.trained = workers.wrap(_TrainingError(self.prior))
         self.ema = Ema(self.prior, average.to(device), config.ema)
         if config.crop_steps and config.crop > held_out.shape[1]:
             msg = f"Crops of {config.crop} px do not fit faces of {held_out.shape[1]} px. Set training.crop lower."
@@ -91,23 +120,30 @@ class PriorTask:
     def step(self, step: int) -> dict[str, float]:
         """One optimiser step; noise and timesteps depend on the seed and the step only."""
         config = self.config
-        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-        cropped = step < config.crop_steps
-        faces = self._crop(self.faces(step), step) if cropped else self.faces(step)
-        x_0 = to_tensor(faces, self.device) * 2 - 1
-        t = self._draw_timesteps(len(x_0), generator, cropped=cropped).to(self.device)
-        eps = torch.randn(x_0.shape, generator=generator).to(self.device)
         for group in self.optimizer.param_groups:
             group["lr"] = cosine(step, config.steps, config.lr, config.lr_end, warmup=config.warmup)
-        with autocast(self.device, config.precision):
-            loss = self.prior.training_error(x_0, eps, t)
-        value = check_loss(loss, step, self.run)
+        side = config.crop if step < config.crop_steps else self.held_out.shape[-1]
+        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+        t = self._draw_timesteps(self.batch, generator, cropped=step < config.crop_steps)
+        eps = torch.randn((self.batch, 3, side, side), generator=generator)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.prior.parameters(), config.clip_norm)
-        self.optimizer.step()
+        figures = self.workers.mean([self._backward(step, part, eps[part], t[part]) for part in self.parts])
+        check_finite(figures["loss"], step, self.run)
+        descend(self.optimizer, config.clip_norm, step, self.run)
         self.ema.update(step)
-        return {"loss": value}
+        return figures
+
+    def _backward(self, step: int, part: slice, eps: Tensor, t: Tensor) -> dict[str, Tensor]:
+        """Add the gradient of one part of the batch; returns its loss."""
+        faces = self.faces(step, part)
+        if step < self.config.crop_steps:
+            faces = self._crop(faces, step)
+        x_0 = to_tensor(faces, self.device) * 2 - 1
+        with self.workers.accumulating(self.trained, last=part is self.parts[-1]):
+            with autocast(self.device, self.config.precision):
+                loss: Tensor = self.trained(x_0, eps.to(self.device), t.to(self.device))
+            (loss / len(self.parts)).backward()  # type: ignore[no-untyped-call]
+        return {"loss": loss}
 
     def _crop(self, faces: NDArray[np.uint8], step: int) -> NDArray[np.uint8]:
         side, room = self.config.crop, faces.shape[1] - self.config.crop
@@ -139,7 +175,7 @@ class PriorTask:
             figures[f"eps_{t}"] = float(F.mse_loss(predicted, eps))
             x_0 = (x_t - (1 - a).sqrt() * predicted) / a.sqrt()
             columns[f"x0 from t={t}"] = to_uint8((x_0[:4] + 1) / 2)
-        write_image(self.run / "strips" / f"step-{step:07d}.jpg", strip(columns))
+        write_image(strip_path(self.run, step), strip(columns))
         return figures
 
     def state(self) -> dict[str, Any]:

@@ -46,20 +46,28 @@ def picture_uri(image: NDArray[np.uint8], *, quality: int = 90) -> str:
 
 def curve_uri(log: Sequence[Mapping[str, Any]], keys: Sequence[str], *, width: int = 25) -> str:
     """Draw logged values against the step (smoothed over `width` entries) as a PNG data URI."""
+    return "data:image/png;base64," + base64.b64encode(curves_png(log, keys, width=width)).decode()
+
+
+def curves_png(
+    log: Sequence[Mapping[str, Any]], keys: Sequence[str], *, width: int = 25, columns: int = 5
+) -> bytes:
+    """Draw logged values against the step (smoothed over `width` entries), `columns` beside each other, as PNG."""
     from matplotlib.figure import Figure
 
     present = [key for key in keys if any(key in entry for entry in log)]
-    figure = Figure(figsize=(4 * max(1, len(present)), 2.8), layout="constrained")
+    across, down = min(columns, max(1, len(present))), max(1, -(-len(present) // columns))
+    figure = Figure(figsize=(4 * across, 2.8 * down), layout="constrained")
     for i, key in enumerate(present):
         points = np.array([(e["step"], e[key]) for e in log if key in e], dtype=np.float64)
-        axes = figure.add_subplot(1, len(present), i + 1)
+        axes = figure.add_subplot(down, across, i + 1)
         axes.plot(points[:, 0], points[:, 1], color="#bbbbbb", linewidth=0.8)
         axes.plot(points[:, 0], _smooth(points[:, 1], width), color="#1f5fa8")
         axes.set_title(key)
         axes.set_xlabel("step")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return buffer.getvalue()
 
 
 def figures_table(columns: Mapping[str, Mapping[str, float]]) -> tuple[list[str], list[list[str]]]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,7 +15,18 @@ from torch.nn import functional as F
 
 from ufr_edge.adaptation.discriminator import Adversary
 from ufr_edge.adaptation.pictures import strip
-from ufr_edge.adaptation.training import Ema, autocast, check_loss, cosine, place, to_tensor, to_uint8
+from ufr_edge.adaptation.training import (
+    Ema,
+    autocast,
+    check_finite,
+    cosine,
+    descend,
+    place,
+    strip_path,
+    to_tensor,
+    to_uint8,
+)
+from ufr_edge.adaptation.workers import Workers
 from ufr_edge.errors import ConfigError
 from ufr_edge.metrics.quality import psnr
 from ufr_edge.priors.features import PriorFeatures, prior_feature_distance
@@ -23,18 +34,23 @@ from ufr_edge.restorers.edge import EdgeUNet
 from ufr_edge.runtime.images import write_image
 
 Images = NDArray[np.uint8]
-PairSource = Callable[[int], tuple[Images, Images]]
-"""step -> (low-quality, target), each uint8 (B, S, S, 3) RGB."""
-ImageSource = Callable[[int], Images]
+PairSource = Callable[[int, slice], tuple[Images, Images]]
+"""(step, rows) -> those rows of the step's batch: (low-quality, target), each uint8 (B, S, S, 3) RGB."""
+ImageSource = Callable[[int, slice], Images]
+LOG_MSE_FLOOR = 2e-5
+"""Squared error, of images in [0, 1], below which `log_mse` flattens out: 47 dB PSNR."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossWeights:
     """Batch-independent weights (paper.md section 6: 1.0 L1 + 0.4 perceptual + 0.1 adversarial).
 
+    `pixel` chooses the pixel term that `l1` weighs: "l1", or "log_mse", the log of each image's mean squared
+    error, which is PSNR but for a factor: a mild degradation weighs as much as a strong one.
     The perceptual term is the distance on the frozen prior's own features, not LPIPS.
     """
 
+    pixel: Literal["l1", "log_mse"] = "l1"
     l1: float = 1.0
     prior_features: float = 0.4
     adversarial: float = 0.1
@@ -44,6 +60,8 @@ class LossWeights:
 class RestorerTraining:
     """Optimiser settings: AdamW, cosine from `lr` to `lr_end`, EMA of the weights when `ema` > 0.
 
+    `accumulate`: a step's batch is computed in so many parts, one after another, to fit into memory; the result
+    is that of the whole batch.
     `adversarial_crop`: the discriminator sees a random crop of this side (multiple of 8) instead of the whole
     face, which makes it as many times cheaper; 0 is the whole face, the paper's.
     """
@@ -53,6 +71,8 @@ class RestorerTraining:
     lr_end: float = 5e-6
     warmup: int = 0
     ema: float = 0.0
+    beta2: float = 0.999
+    accumulate: int = 1
     precision: str = "auto"
     discriminator_lr: float = 2e-5
     discriminator_features: int = 64
@@ -63,10 +83,14 @@ class RestorerTraining:
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
-    """Faces to look at while training: `lq` and, where it is known, the `truth`; uint8 (N, S, S, 3)."""
+    """Faces to look at while training: `lq` and, where it is known, the `truth`; uint8 (N, S, S, 3).
+
+    `groups`: what each face was degraded by, where there are several kinds; they get figures of their own.
+    """
 
     lq: Images
     truth: Images
+    groups: tuple[str, ...] = ()
 
 
 class RestorerTask:
@@ -80,27 +104,28 @@ class RestorerTask:
         config: RestorerTraining,
         *,
         pairs: PairSource,
+        batch: int,
         run: Path,
-        device: torch.device,
+        workers: Workers,
         real: ImageSource | None = None,
         features: PriorFeatures | None = None,
         held_out: HeldOut | None = None,
     ) -> None:
-        self.model = place(model, device).train()
-        self.config, self.pairs, self.real, self.run, self.device = config, pairs, real, run, device
+        _check_terms(config.losses, real=real, features=features)
+        self.workers, self.device = workers, workers.device
+        self.parts = workers.parts(batch, config.accumulate)
+        self.model = place(model, self.device).train()
+        self.trained = workers.wrap(self.model)
+        self.config, self.pairs, self.real, self.run = config, pairs, real, run
         self.features, self.held_out = features, held_out
-        weights = config.losses
-        if weights.prior_features > 0 and features is None:
-            msg = "The perceptual term needs a prior: give --prior, or set its weight to 0."
-            raise ConfigError(msg)
-        if weights.adversarial > 0 and real is None:
-            msg = "The adversarial term needs real faces: give --real FOLDER, or set its weight to 0."
-            raise ConfigError(msg)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.lr, weight_decay=0.0)
-        self.ema = Ema(self.model, EdgeUNet(model.config).to(device), config.ema) if config.ema > 0 else None
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=config.lr, betas=(0.9, config.beta2), weight_decay=0.0
+        )
+        average = EdgeUNet(model.config).to(self.device) if config.ema > 0 else None
+        self.ema = Ema(self.model, average, config.ema) if average else None
         self.adversary = (
-            Adversary(features=config.discriminator_features, lr=config.discriminator_lr, device=device)
-            if weights.adversarial > 0
+            Adversary(features=config.discriminator_features, lr=config.discriminator_lr, workers=workers)
+            if config.losses.adversarial > 0
             else None
         )
 
@@ -112,56 +137,88 @@ class RestorerTask:
     def step(self, step: int) -> dict[str, float]:
         """One optimiser step on the pairs of this step; returns each loss term, unweighted."""
         config = self.config
-        lq, target = (to_tensor(images, self.device) for images in self.pairs(step))
         for group in self.optimizer.param_groups:
             group["lr"] = cosine(step, config.steps, config.lr, config.lr_end, warmup=config.warmup)
-        with autocast(self.device, config.precision):
-            out = self.model(lq).float()
-            total, parts = self._losses(out, target, step)
-        check_loss(total, step, self.run)
         self.optimizer.zero_grad(set_to_none=True)
-        total.backward()  # type: ignore[no-untyped-call]
-        if config.clip_norm:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
-        self.optimizer.step()
+        outs, terms = zip(*(self._backward(step, part) for part in self.parts), strict=True)
+        figures = self.workers.mean(terms)
+        check_finite(figures.pop("total"), step, self.run)
+        descend(self.optimizer, config.clip_norm, step, self.run)
         if self.adversary and self.real:
-            real = to_tensor(self.real(step), self.device)
-            with autocast(self.device, config.precision):
-                parts["discriminator"] = self.adversary.update(self._crop(out, step), self._crop(real, step))
+            figures["discriminator"] = self._train_adversary(step, outs)
         if self.ema:
             self.ema.update(step)
-        return parts
+        return figures
 
-    def _crop(self, images: Tensor, step: int) -> Tensor:
-        """The part of the faces that the discriminator sees in this step."""
-        side, room = self.config.adversarial_crop, images.shape[-1] - self.config.adversarial_crop
-        if side == 0 or room <= 0:
+    def _backward(self, step: int, part: slice) -> tuple[Tensor, dict[str, Tensor]]:
+        """Add the gradient of one part of the batch; returns the outputs and each loss term."""
+        lq, target = (to_tensor(images, self.device) for images in self.pairs(step, part))
+        with self.workers.accumulating(self.trained, last=part is self.parts[-1]):
+            with autocast(self.device, self.config.precision):
+                out = self.trained(lq).float()
+                total, terms = self._losses(out, target, step, first=part is self.parts[0])
+            (total / len(self.parts)).backward()  # type: ignore[no-untyped-call]
+        return out.detach(), {**terms, "total": total}
+
+    def _train_adversary(self, step: int, outs: Sequence[Tensor]) -> float:
+        assert self.adversary and self.real  # `step` asked
+        seen = []
+        for part, out in zip(self.parts, outs, strict=True):
+            fake = self._crop(out, step, out.shape[-1])
+            real = to_tensor(self.real(step, part), self.device)
+            seen.append((fake, self._crop(real, step, fake.shape[-1])))
+        with autocast(self.device, self.config.precision):
+            loss = self.adversary.update(seen)
+        check_finite(loss, step, self.run, what="discriminator's loss")
+        return loss
+
+    def _crop(self, images: Tensor, step: int, largest: int) -> Tensor:
+        """The part of the faces that the discriminator sees in this step, of a side of at most `largest`."""
+        side = min(self.config.adversarial_crop or largest, largest)
+        room = images.shape[-1] - side
+        if room <= 0:
             return images
         top, left = np.random.default_rng((step, 3)).integers(0, room + 1, 2)
         return images[:, :, top : top + side, left : left + side]
 
-    def _losses(self, out: Tensor, target: Tensor, step: int) -> tuple[Tensor, dict[str, float]]:
+    def _losses(
+        self, out: Tensor, target: Tensor, step: int, *, first: bool = True
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the weighted sum and each term; `first`: of the parts of a step."""
         weights = self.config.losses
-        terms = {"l1": (weights.l1, F.l1_loss(out, target))}
+        terms: dict[str, tuple[float, Tensor]] = {weights.pixel: (weights.l1, pixel_loss(out, target, weights.pixel))}
         if self.features is not None and weights.prior_features > 0:
             # The features sit on a grid of `factor` pixels: a new offset each step, or its pattern is learned.
             offset = tuple(np.random.default_rng((step, 4)).integers(0, self.features.factor, 2).tolist())
             pair = (torch.roll(images, offset, (2, 3)) for images in (out, target))
             terms["prior_features"] = (weights.prior_features, prior_feature_distance(self.features, *pair).mean())
         if self.adversary:
-            terms["adversarial"] = (weights.adversarial, self.adversary.generator_loss(self._crop(out, step)))
+            seen = self._crop(out, step, out.shape[-1])
+            terms["adversarial"] = (weights.adversarial, self.adversary.generator_loss(seen, first=first))
         total = torch.stack([weight * value for weight, value in terms.values()]).sum()
-        return total, {name: float(value.detach()) for name, (_, value) in terms.items()}
+        return total, {name: value.detach() for name, (_, value) in terms.items()}
 
     def evaluate(self, step: int) -> dict[str, float]:
-        """Held-out PSNR in dB (plain, RGB, no border crop), and a strip of the first faces."""
+        """Held-out PSNR in dB (plain, RGB, no border crop), the gain over the input, and a strip of the first faces.
+
+        Of several groups each has its own figures too: `psnr_GROUP`, `gain_GROUP`.
+        """
         held = self.held_out
         if held is None:
             return {}
         restored = restore_batch(self.result, held.lq, self.device, precision=self.config.precision)
-        columns = {"input": held.lq[:4], f"step {step}": restored[:4], "truth": held.truth[:4]}
-        write_image(self.run / "strips" / f"step-{step:07d}.jpg", strip(columns))
-        return {"psnr": float(np.mean([psnr(a, b) for a, b in zip(restored, held.truth, strict=True)]))}
+        shown = _shown(held.groups)
+        columns = {"input": held.lq[shown], f"step {step}": restored[shown], "truth": held.truth[shown]}
+        write_image(strip_path(self.run, step), strip(columns))
+        after, before = (
+            np.array([psnr(a, b) for a, b in zip(images, held.truth, strict=True)]) for images in (restored, held.lq)
+        )
+        figures = {"psnr": float(after.mean()), "gain": float((after - before).mean())}
+        for group in dict.fromkeys(held.groups):
+            own = np.array(held.groups) == group
+            figures[f"psnr_{group}"] = float(after[own].mean())
+            figures[f"gain_{group}"] = float((after - before)[own].mean())
+        return figures
 
     def state(self) -> dict[str, Any]:
         """Everything needed to go on."""
@@ -176,10 +233,33 @@ class RestorerTask:
         """Restore what `state` returned. The learning rates of this run's config stay in force."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        if self.ema and state["ema"]:
-            self.ema.module.load_state_dict(state["ema"])
+        if self.ema:
+            self.ema.module.load_state_dict(state["ema"] or state["model"])
         if self.adversary and state["adversary"]:
             self.adversary.load(state["adversary"])
+
+
+def pixel_loss(out: Tensor, target: Tensor, kind: Literal["l1", "log_mse"]) -> Tensor:
+    """Mean absolute error, or the mean over the images of log(mean squared error + `LOG_MSE_FLOOR`)."""
+    if kind == "l1":
+        return F.l1_loss(out, target)
+    return ((out - target).square().mean((1, 2, 3)) + LOG_MSE_FLOOR).log().mean()
+
+
+def _check_terms(weights: LossWeights, *, real: ImageSource | None, features: PriorFeatures | None) -> None:
+    if weights.prior_features > 0 and features is None:
+        msg = "The perceptual term needs a prior: give --prior, or set its weight to 0."
+        raise ConfigError(msg)
+    if weights.adversarial > 0 and real is None:
+        msg = "The adversarial term needs real faces: give --real FOLDER, or set its weight to 0."
+        raise ConfigError(msg)
+
+
+def _shown(groups: tuple[str, ...]) -> list[int] | slice:
+    """Rows of the strip: the first four faces, or the first two of each group."""
+    if not groups:
+        return slice(4)
+    return [row for group in dict.fromkeys(groups) for row in np.flatnonzero(np.array(groups) == group)[:2].tolist()]
 
 
 @torch.no_grad()

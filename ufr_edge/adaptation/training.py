@@ -26,6 +26,11 @@ CHECKPOINT = "checkpoint.pt"
 LOG = "log.jsonl"
 
 
+def strip_path(run: Path, step: int) -> Path:
+    """Where the strip of held-out faces after `step` steps lies."""
+    return run / "strips" / f"step-{step:07d}.jpg"
+
+
 def pick_device(wanted: str = "auto") -> torch.device:
     """Return the device asked for; "auto" is CUDA when there is one. Raises ConfigError when it is not there."""
     if wanted == "auto":
@@ -94,16 +99,25 @@ class Ema:
         torch._foreach_lerp_(list(self.module.parameters()), list(self.source.parameters()), 1 - decay)
 
 
-def check_loss(loss: Tensor, step: int, run: Path) -> float:
-    """Return the loss as a float. Raises TrainingError when it is not finite."""
-    value = float(loss.detach())
-    if not math.isfinite(value):
-        msg = (
-            f"The loss is {value} at step {step}. The last good checkpoint is kept in {run / CHECKPOINT}; "
-            "lower the learning rate (--lr) and run the command again."
-        )
-        raise TrainingError(msg)
-    return value
+def check_finite(value: float, step: int, run: Path, *, what: str = "loss") -> None:
+    """Raise TrainingError, naming the step and the checkpoint that is left, when the value is not finite."""
+    if math.isfinite(value):
+        return
+    path = run / CHECKPOINT
+    kept = f"The last good checkpoint is kept in {path}" if path.exists() else f"No checkpoint was saved yet in {run}"
+    msg = f"The {what} is {value} at step {step}. {kept}; lower the learning rate (--lr) and run the command again."
+    raise TrainingError(msg)
+
+
+def descend(optimizer: torch.optim.Optimizer, clip_norm: float, step: int, run: Path) -> None:
+    """Take one optimiser step, the gradient clipped to `clip_norm` (0: not).
+
+    Raises TrainingError when the gradient is not finite, before it reaches a weight: a loss may still be.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = torch.nn.utils.clip_grad_norm_(parameters, clip_norm or math.inf)
+    check_finite(float(norm), step, run, what="gradient's norm")
+    optimizer.step()
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:

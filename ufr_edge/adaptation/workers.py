@@ -1,0 +1,105 @@
+"""The processes that train together, by accelerate: each takes its rows of every batch, and gradients are meaned."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ufr_edge.adaptation.training import pick_device
+from ufr_edge.errors import ConfigError
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def is_main_process() -> bool:
+    """Whether this process may write and print: true unless `accelerate launch` started it as a helper."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+class Workers:
+    """This process among those that `accelerate launch` started; alone without it.
+
+    `device` "auto", "cpu" or "cuda:0"; with several processes each gets a device of its own, and naming one
+    raises ConfigError. Batches are given for all processes together, so that a result does not depend on how
+    many there are, but for rounding. Mixed precision and accumulation are the run's own settings, not the launcher's.
+    """
+
+    def __init__(self, device: str = "auto") -> None:
+        self._accelerator: Any = None
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            self._accelerator = _accelerator(device)
+        self.device: torch.device = self._accelerator.device if self._accelerator else pick_device(device)
+        self.index: int = self._accelerator.process_index if self._accelerator else 0
+        self.count: int = self._accelerator.num_processes if self._accelerator else 1
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the one that writes files."""
+        return self.index == 0
+
+    def parts(self, batch: int, accumulate: int = 1) -> list[slice]:
+        """Rows of a batch that this process computes, in `accumulate` parts, one after another.
+
+        Raises ConfigError unless `batch` is a multiple of processes x `accumulate`.
+        """
+        pieces = self.count * accumulate
+        if accumulate < 1 or batch % pieces:
+            msg = (
+                f"A batch of {batch} cannot be cut into equal parts for {self.count} process(es) x {accumulate} "
+                f"accumulated step(s). Set the batch to a multiple of {max(1, pieces)}."
+            )
+            raise ConfigError(msg)
+        size, first = batch // pieces, self.index * accumulate
+        return [slice((first + i) * size, (first + i + 1) * size) for i in range(accumulate)]
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """Return what to call in training: its gradients are meaned over the processes. State stays in `module`."""
+        if self._accelerator is None:
+            return module
+        wrapped: nn.Module = self._accelerator.prepare_model(module, device_placement=False)
+        return wrapped
+
+    def accumulating(self, wrapped: nn.Module, *, last: bool) -> Any:
+        """Return the context of one part's forward and backward: gradients are exchanged with the last one only."""
+        return self._accelerator.no_sync(wrapped) if self._accelerator and not last else nullcontext()
+
+    def mean(self, parts: Sequence[dict[str, Tensor]]) -> dict[str, float]:
+        """Mean each named scalar over the parts of a step and over the processes."""
+        stacked = torch.stack([torch.stack([v.detach().float() for v in part.values()]) for part in parts]).mean(0)
+        if self._accelerator:
+            stacked = self._accelerator.reduce(stacked, reduction="mean")
+        return dict(zip(parts[0], stacked.tolist(), strict=True))
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set in any process; all get the same answer."""
+        if self._accelerator is None:
+            return flag
+        return bool(self._accelerator.reduce(torch.tensor(float(flag), device=self.device), reduction="sum") > 0)
+
+    def wait(self) -> None:
+        """Return when all processes are here."""
+        if self._accelerator:
+            self._accelerator.wait_for_everyone()
+
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        """Let the main process do the block before the others."""
+        with self._accelerator.main_process_first() if self._accelerator else nullcontext():
+            yield
+
+
+def _accelerator(device: str) -> Any:
+    from accelerate import Accelerator, DistributedDataParallelKwargs
+
+    if device not in ("auto", "cpu", "cuda"):
+        msg = f"Several processes cannot share the device {device!r}. Use --device auto, cpu or cuda."
+        raise ConfigError(msg)
+    cpu = pick_device(device).type == "cpu"
+    # The only buffers (spectral norm's) follow from the weights, and are the same everywhere without being sent.
+    handlers = [DistributedDataParallelKwargs(broadcast_buffers=False)]
+    return Accelerator(cpu=cpu, mixed_precision="no", device_placement=False, kwargs_handlers=handlers)
