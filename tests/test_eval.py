@@ -228,6 +228,17 @@ def test_settings_that_do_not_fit_are_refused(values: dict[str, object], words: 
 def test_restorers_of_two_sides_need_a_choice(clean: Path, restorer: str) -> None:
     with pytest.raises(ConfigError, match="edge-m-256 256 px"):
         evaluate(config(truth=clean, restorers=(restorer, "edge-m-256")), show=False)
+    larger = evaluate(config(truth=clean, restorers=(restorer,), side=96), show=False)
+    assert larger.settings["side"] == 96 and larger.shown[LQ]["small"].shape == (6, 96, 96, 3)
+
+
+def test_pairs_without_a_usable_face_are_said(clean: Path, bad: Path) -> None:
+    for path in bad.iterdir():
+        if path.name != "face_000.png":
+            path.write_bytes(b"no picture")
+    (clean / "face_000.png").write_bytes(b"no picture")
+    with pytest.raises(InputFileError, match="First problem"):
+        evaluate(config(truth=clean, faces=bad, degrade=()), show=False)
 
 
 def test_names_that_differ_are_said(clean: Path, bad: Path) -> None:
@@ -284,7 +295,7 @@ def test_the_command_prints_figures_settings_and_what_is_missing(clean: Path, re
         "psnr_db",
         "colour rgb, border_px 2, match_mean_std off",
         "not measured: lpips",
-        "only face",
+        "face small",
     ):
         assert words in result.output
     printed = json.loads(CliRunner().invoke(main, [*arguments, "--json"]).stdout)

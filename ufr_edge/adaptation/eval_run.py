@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from ufr_edge import __version__
 from ufr_edge.adaptation.evaluate import Figures, Meters, Truth, measure_faces
-from ufr_edge.adaptation.faces import FaceSet, load_faces, source_of
+from ufr_edge.adaptation.faces import load_faces, source_of
 from ufr_edge.adaptation.pictures import sheet
 from ufr_edge.adaptation.restorer_task import restore_batch
 from ufr_edge.adaptation.training import pick_device
 from ufr_edge.degradations.presets import degrade, get_preset
-from ufr_edge.errors import BackendUnavailableError, ConfigError
+from ufr_edge.errors import BackendUnavailableError, ConfigError, InputFileError
 from ufr_edge.files import atomic_file, check_free, write_json
 from ufr_edge.metrics.fid_inception import FEATURES, INCEPTION, SIDE, load_inception
 from ufr_edge.metrics.lpips_net import NETS, load_lpips
@@ -118,6 +118,27 @@ class EvalReport:
         return {name: _finite(value) for name, value in report.items()}
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Faces:
+    """Faces to measure and their clean versions, uint8 (N, S, S, 3), in one order; at least one of them is there."""
+
+    names: tuple[str, ...]
+    given: Images | None
+    clean: Images | None
+    skipped: tuple[tuple[str, str], ...]
+
+    @property
+    def side(self) -> int:
+        stack = self.given if self.given is not None else self.clean
+        return 0 if stack is None else stack.shape[1]
+
+    def low_quality(self, preset: str, seed: int) -> Images:
+        """Return the faces given, or the clean ones degraded, face i with `seed` + i."""
+        if self.given is not None or self.clean is None:
+            return self.given if self.given is not None else np.zeros(0, np.uint8)
+        return np.stack([degrade(face, preset, seed=seed + i) for i, face in enumerate(self.clean)])
+
+
 def evaluate(
     config: EvalConfig, outputs: EvalOutputs | None = None, *, overwrite: bool = False, show: bool = True
 ) -> EvalReport:
@@ -128,11 +149,13 @@ def evaluate(
     """
     outputs = outputs or EvalOutputs()
     sheets = _check_outputs(config, outputs, overwrite=overwrite)
+    if config.faces and config.truth:
+        pair_by_name(config.faces, config.truth)
     models = {label: load_restorer(source) for label, source in _labels(config.restorers).items()}
-    side = _side(config, models)
+    faces = _read(config, _side(config, models), show=show)
     with ExitStack() as stack:
         meters, missing = _meters(config, stack)
-        report = _evaluate(config, models, side, meters, missing, show=show)
+        report = _evaluate(config, models, faces, meters, missing, show=show)
     if outputs.report:
         write_json(outputs.report, report.to_json())
     if outputs.per_image:
@@ -145,23 +168,22 @@ def evaluate(
 def _evaluate(
     config: EvalConfig,
     models: Mapping[str, LoadedRestorer],
-    side: int,
+    faces: _Faces,
     meters: Meters,
     missing: Mapping[str, str],
     *,
     show: bool,
 ) -> EvalReport:
     device = pick_device(config.device)
-    given, clean = _read(config, side, show=show)
-    names = given.names if given else clean.names if clean else ()
-    truth = Truth.of(clean.images, meters) if clean else None
+    names = faces.names
+    truth = Truth.of(faces.clean, meters) if faces.clean is not None else None
     figures: dict[str, dict[str, Figures]] = {}
     shown: dict[str, dict[str, Images]] = {}
     picked = np.linspace(0, len(names) - 1, min(SHEET_FACES, len(names))).round().astype(np.intp)
     presets = config.degrade or (GIVEN,)
     with progress_bar("measuring", len(presets) * (1 + len(models)), show=show) as advance:
         for preset in presets:
-            lq = given.images if given else _degraded(clean, preset, config.seed)
+            lq = faces.low_quality(preset, config.seed)
             figures[preset], shown[preset] = {}, {}
             for label, images in _columns(lq, models, device):
                 figures[preset][label] = measure_faces(images, lq, truth, meters)
@@ -170,12 +192,12 @@ def _evaluate(
             if truth:
                 shown[preset]["truth"] = truth.images[picked]
     return EvalReport(
-        settings=_settings(config, side, names, meters, truth),
+        settings=_settings(config, faces, meters, truth),
         figures={preset: {k: v.means() for k, v in columns.items()} for preset, columns in figures.items()},
         by_source={preset: _by_source(columns, names) for preset, columns in figures.items()},
         not_measured=missing,
         faces=tuple(_rows(figures, names)),
-        skipped=(given.skipped if given else ()) + (clean.skipped if clean else ()),
+        skipped=faces.skipped,
         shown=shown,
     )
 
@@ -188,35 +210,25 @@ def _columns(
         yield label, restore_batch(loaded.model.to(device), lq, device)
 
 
-def _degraded(clean: FaceSet | None, preset: str, seed: int) -> Images:
-    if clean is None:  # EvalConfig does not allow it
-        msg = "Degrading needs the clean faces: give --truth FOLDER."
-        raise ConfigError(msg)
-    return np.stack([degrade(face, preset, seed=seed + i) for i, face in enumerate(clean.images)])
-
-
-def _read(config: EvalConfig, side: int, *, show: bool) -> tuple[FaceSet | None, FaceSet | None]:
-    """Return the faces given (None: to be degraded) and the clean ones (None: not known), in the same order."""
-    if config.faces and config.truth:
-        pair_by_name(config.faces, config.truth)
-    stacks = (load_faces(f, side, minimum=1, show=show) if f else None for f in (config.faces, config.truth))
-    given, clean = stacks
-    if given is None or clean is None:
-        return given, clean
-    by_stem = {
-        Path(name).stem: i for i, name in enumerate(clean.names)
-    }  # an unusable file takes its partner out
-    kept = [i for i, name in enumerate(given.names) if Path(name).stem in by_stem]
-    partners = [by_stem[Path(given.names[i]).stem] for i in kept]
-    if not kept:
-        msg = f"No face of {config.faces} has a usable partner in {config.truth}: {(given.skipped + clean.skipped)[0][1]}"
-        raise ConfigError(msg)
-    return _kept(given, kept), _kept(clean, partners)
-
-
-def _kept(faces: FaceSet, index: list[int]) -> FaceSet:
-    names = tuple(faces.names[i] for i in index)
-    return FaceSet(images=faces.images[index], names=names, skipped=faces.skipped)
+def _read(config: EvalConfig, side: int, *, show: bool) -> _Faces:
+    """Read the faces given and the clean ones, in one order; an unusable file takes its partner out with it."""
+    folders = [folder for folder in (config.faces, config.truth) if folder]
+    stacks = [load_faces(folder, side, minimum=1, show=show) for folder in folders]
+    skipped = tuple(entry for stack in stacks for entry in stack.skipped)
+    shared = set.intersection(*({Path(name).stem for name in stack.names} for stack in stacks))
+    if not shared:
+        msg = f"No pair of {config.faces} and {config.truth} is usable. First problem: {skipped[0][1]}"
+        raise InputFileError(msg)
+    kept = [
+        stack.subset([i for i, name in enumerate(stack.names) if Path(name).stem in shared])
+        for stack in stacks
+    ]
+    return _Faces(
+        names=kept[0].names,
+        given=kept[0].images if config.faces else None,
+        clean=kept[-1].images if config.truth else None,
+        skipped=skipped,
+    )
 
 
 def _labels(sources: tuple[str, ...]) -> dict[str, str]:
@@ -272,14 +284,12 @@ def _meters(config: EvalConfig, stack: ExitStack) -> tuple[Meters, dict[str, str
     return meters, missing
 
 
-def _settings(
-    config: EvalConfig, side: int, names: tuple[str, ...], meters: Meters, truth: Truth | None
-) -> dict[str, Any]:
+def _settings(config: EvalConfig, faces: _Faces, meters: Meters, truth: Truth | None) -> dict[str, Any]:
     """Everything the figures depend on, and what their names mean."""
     settings: dict[str, Any] = {
         "ufr_edge": __version__,
-        "faces": len(names),
-        "side": side,
+        "faces": len(faces.names),
+        "side": faces.side,
         "input": str(config.faces) if config.faces else None,
         "truth": str(config.truth) if config.truth else None,
         "degrade": list(config.degrade),
@@ -295,12 +305,12 @@ def _settings(
         settings["prior_feature_distance"] = settings["prior_frechet_distance"] = note
     if meters.lpips:
         settings["lpips"] = (
-            f"v0.1, {config.lpips}, at {side} px (SHA-256 {NETS[config.lpips].backbone.file.sha256})"
+            f"v0.1, {config.lpips}, at {faces.side} px (SHA-256 {NETS[config.lpips].backbone.file.sha256})"
         )
     if meters.inception:
         note = f"Inception 2015-12-05 as pytorch-fid: bilinear to {SIDE} (SHA-256 {INCEPTION.file.sha256})"
-        few = f"; {len(names)} faces are fewer than its {FEATURES} features: compare at equal counts only"
-        settings["fid"] = note + (few if len(names) <= FEATURES else "")
+        few = f"; {len(faces.names)} faces are no more than its {FEATURES} features: compare at equal counts only"
+        settings["fid"] = note + (few if len(faces.names) <= FEATURES else "")
     if truth.landmarks is not None:
         settings["landmark_px512"] = (
             "mean distance of CenterFace's five points from those in the truth, in pixels at 512 px; "

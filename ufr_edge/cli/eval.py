@@ -107,13 +107,24 @@ def _print(report: EvalReport, *, by_source: bool) -> None:
     for preset, columns in report.figures.items():
         print_table(f"{preset}, {report.settings['faces']} faces", *figures_table(columns))
     for preset, sources in report.by_source.items() if by_source else ():
-        for source, groups in sources.items():
-            print_table(f"{preset}, only {source or 'names without an underscore'}", *figures_table(groups))
+        groups = {
+            f"{source} {label}": found
+            for source, columns in sources.items()
+            for label, found in columns.items()
+        }
+        head, rows = figures_table(groups)
+        print_table(f"{preset}, by source", *_transposed(head, rows))
     for name, value in report.settings.items():
         if value not in (None, [], {}):
             click.echo(f"{name}: {_words(value)}")
     for name, reason in report.not_measured.items():
         click.echo(f"not measured: {name}: {reason}")
+
+
+def _transposed(head: list[str], rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
+    """One line per column: sources are more than figures."""
+    turned = [list(line) for line in zip(head, *rows, strict=True)]
+    return turned[0], turned[1:]
 
 
 def _words(value: Any) -> str:
