@@ -13,6 +13,7 @@ from ufr_edge.errors import ConfigError, InputFileError
 from ufr_edge.runtime.engines.base import EngineInfo
 from ufr_edge.runtime.faces.align import estimate_alignment, warp_face
 from ufr_edge.runtime.faces.detect import Detects, Face
+from ufr_edge.runtime.faces.grain import Grain
 from ufr_edge.runtime.faces.limits import FaceLimits
 from ufr_edge.runtime.faces.paste import feather_mask, paste_into
 from ufr_edge.runtime.faces.stabilise import FaceMemory, Sight, StabiliserConfig
@@ -169,8 +170,8 @@ class FacePipeline:
             return Restored(image=frame, count=0, touched=(), tracks=faces.all_tracks)
         with self._clock.stage("paste"):
             canvas, touched = frame.copy(), tuple[Box, ...]()
-            for face, crop, matrix in zip(faces.restored, faces.crops, faces.matrices, strict=True):
-                box = self._paste_one(canvas, face, crop, matrix)
+            for number, track in enumerate(faces.tracks):
+                box = self._paste_one(canvas, faces, number, track)
                 touched += () if box is None else (box,)
         return Restored(
             image=canvas,
@@ -209,15 +210,18 @@ class FacePipeline:
             crops = np.stack([warp_face(frame, matrix, side) for matrix in matrices])
         return RestoredFaces(tracks=wanted, restored=crops, crops=crops, matrices=matrices, all_tracks=tracks)
 
-    def _paste_one(self, canvas: Frame, face: Frame, crop: Frame, matrix: Affine) -> Box | None:
+    def _paste_one(self, canvas: Frame, faces: RestoredFaces, number: int, track: TrackedFace) -> Box | None:
+        config = self._config
+        seed = (track.identity, number, round(max(0.0, track.time_s) * 1e6))
         return paste_into(
             canvas,
-            face,
-            matrix,
-            fidelity=self._config.fidelity,
-            colour_match=self._config.colour_match,
-            crop=crop,
-            mask=self._mask(len(face)),
+            faces.restored[number],
+            faces.matrices[number],
+            fidelity=config.fidelity,
+            colour_match=config.colour_match,
+            crop=faces.crops[number],
+            mask=self._mask(len(faces.restored[number])),
+            grain=Grain(strength=config.grain, seed=seed) if config.grain else None,
         )
 
     def _mask(self, side: int) -> FloatArray:

@@ -9,6 +9,7 @@ import numpy as np
 
 from ufr_edge.errors import ConfigError, ShapeError
 from ufr_edge.runtime.faces.align import warp_face
+from ufr_edge.runtime.faces.grain import Grain, add_grain
 from ufr_edge.runtime.faces.warp import apply, inverse, warp, warp_mask
 from ufr_edge.runtime.frame import Affine, Box, FloatArray, Frame, check_frame
 
@@ -70,8 +71,9 @@ def paste_into(
     colour_match: bool = True,
     crop: Frame | None = None,
     mask: FloatArray | None = None,
+    grain: Grain | None = None,
 ) -> Box | None:
-    """`paste_face` in place. Returns the box outside which nothing changed, None when nothing did."""
+    """`paste_face` in place, with the input's noise when `grain` is given. Returns the box outside which nothing changed, None when nothing did."""
     check_frame(canvas)
     side = _check_square(restored)
     if not 0 <= fidelity <= 1:
@@ -83,7 +85,7 @@ def paste_into(
     if colour_match:
         restored = match_colour(restored, warp_face(canvas, matrix, side) if crop is None else crop)
     weights = feather_mask(side) if mask is None else mask
-    _blend(canvas, restored, weights * np.float32(1 - fidelity), matrix, box)
+    _blend(canvas, restored, weights * np.float32(1 - fidelity), matrix, box, grain)
     return box
 
 
@@ -97,7 +99,9 @@ def face_box(matrix: Affine, side: int, width: int, height: int) -> Box | None:
     return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
 
 
-def _blend(canvas: Frame, restored: Frame, weights: FloatArray, matrix: Affine, box: Box) -> None:
+def _blend(
+    canvas: Frame, restored: Frame, weights: FloatArray, matrix: Affine, box: Box, grain: Grain | None
+) -> None:
     x0, y0, x1, y1 = box
     back = inverse(matrix)
     back[:, 2] -= (x0, y0)
@@ -105,6 +109,8 @@ def _blend(canvas: Frame, restored: Frame, weights: FloatArray, matrix: Affine, 
     face = warp(restored, back, size, border=cv2.BORDER_REPLICATE).astype(np.float32)
     alpha = warp_mask(weights, back, size)[:, :, None]
     under = canvas[y0:y1, x0:x1]
+    if grain is not None:
+        add_grain(face, under, grain)
     mixed = face - under
     mixed *= alpha
     mixed += under

@@ -92,7 +92,7 @@ class FaceMemory:
         face = _mix(new, past.face, _finer(weight, new))
         past_coarse = coarse + weight[..., None] * (past.coarse - coarse)
         self._pasts[sight.identity] = _Past(face, past_coarse, sight, noise)
-        return cv2.convertScaleAbs(face).astype(np.uint8, copy=False)
+        return np.asarray(cv2.convertScaleAbs(face), np.uint8)  # rounds and saturates
 
     def carry(self, sight: Sight) -> Frame | None:
         """What the engine would give now, from what it gave before; None for a face not seen before.
@@ -129,8 +129,8 @@ class FaceMemory:
 
 def _weight(past: _Past, coarse: FloatArray, dt: float) -> tuple[FloatArray, float]:
     """How far the past holds, (S/4, S/4) in [0, 1], and the level of the noise."""
-    difference = cv2.absdiff(coarse, past.coarse).max(axis=2)
-    difference = cv2.GaussianBlur(difference, (3, 3), 0)
+    red, green, blue = cv2.split(cv2.absdiff(coarse, past.coarse))
+    difference = np.asarray(cv2.GaussianBlur(cv2.max(cv2.max(red, green), blue), (3, 3), 0), np.float32)
     inner = difference[len(difference) // 5 : -(len(difference) // 5)]
     seen = float(np.quantile(inner, _QUANTILE))
     noise = min(max(seen, _LEAST_NOISE), past.noise * (1 + _NOISE_RISE * dt), _MOST_NOISE)
@@ -155,7 +155,7 @@ def _mix(new: FloatArray, past: FloatArray, weight: FloatArray) -> FloatArray:
 
 def _warped(picture: FloatArray, motion: Affine) -> FloatArray:
     size = picture.shape[1::-1]
-    out = cv2.warpAffine(picture, motion, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    out = cv2.warpAffine(picture, motion, size, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
     return np.asarray(out, np.float32)
 
 
