@@ -29,7 +29,7 @@ from ufr_edge.adaptation.prior_figures import (
     unconditional,
 )
 from ufr_edge.adaptation.prior_pages import frechet_table, identity_table, target_table
-from ufr_edge.adaptation.prior_report import PriorReportConfig, report_prior, sheet
+from ufr_edge.adaptation.prior_report import PriorReportConfig, report_prior
 from ufr_edge.adaptation.training import to_tensor
 from ufr_edge.cli import main
 from ufr_edge.errors import ConfigError, InputFileError, OutputError, ShapeError
@@ -146,13 +146,6 @@ def test_samples_from_noise_depend_on_their_seed_alone() -> None:
     assert both.shape == (2, SIDE, SIDE, 3)
     assert np.abs(both[1].astype(int) - alone[0]).max() <= 1
     assert np.abs(both[0].astype(int) - both[1]).mean() > 5
-
-
-def test_a_sheet_shows_every_face_once() -> None:
-    faces = np.stack([np.full((SIDE, SIDE, 3), 50 + i, np.uint8) for i in range(11)])
-    picture = sheet({"a": faces, "b": faces})  # four blocks of three rows
-    assert picture.shape[1] == 8 * SIDE
-    assert {50 + i for i in range(11)} <= set(np.unique(picture[26:, :, 0]).tolist())
 
 
 @pytest.fixture

@@ -68,7 +68,7 @@ class Truth:
         return cls(
             images=images,
             detail=float(np.mean([high_frequency_energy(face) for face in images])),
-            pooled=_pooled(images, meters.features) if meters.features else None,
+            pooled=pooled_stack(images, meters.features) if meters.features else None,
             inception=_per_face(meters.inception, meters.inception, images) if meters.inception else None,
             landmarks=find_landmarks(images, meters.detector) if meters.detector else None,
         )
@@ -150,7 +150,7 @@ def _frechet(images: Images, truth: Truth, meters: Meters) -> dict[str, float]:
         found = _per_face(meters.inception, meters.inception, images)
         figures["fid"] = frechet_distance(found, truth.inception)
     if meters.features and truth.pooled is not None:
-        figures["prior_frechet_distance"] = frechet_distance(_pooled(images, meters.features), truth.pooled)
+        figures["prior_frechet_distance"] = frechet_distance(pooled_stack(images, meters.features), truth.pooled)
     return figures
 
 
@@ -164,7 +164,8 @@ def _unreferenced(images: Images, lq: Images) -> dict[str, Values]:
     }
 
 
-def _pooled(images: Images, features: PriorFeatures) -> Values:
+def pooled_stack(images: Images, features: PriorFeatures) -> Values:
+    """`pooled_features` of a stack of faces, float64 (N, C)."""
     return _per_face(features, partial(pooled_features, features), images)
 
 

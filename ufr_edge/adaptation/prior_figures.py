@@ -11,13 +11,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from ufr_edge.adaptation.evaluate import pooled_stack
 from ufr_edge.adaptation.prior_task import EVALUATED_TIMESTEPS
 from ufr_edge.adaptation.training import autocast, to_tensor, to_uint8
 from ufr_edge.errors import ShapeError
 from ufr_edge.metrics.frechet import frechet_distance
+from ufr_edge.metrics.landmarks import find_landmarks, landmark_shift
 from ufr_edge.metrics.quality import psnr
 from ufr_edge.metrics.spectrum import high_frequency_energy
-from ufr_edge.priors.features import PriorFeatures, pooled_features
+from ufr_edge.priors.features import PriorFeatures
 from ufr_edge.priors.model import DiffusionPrior, base_abar
 from ufr_edge.priors.sampler import ImageNoise, SamplerConfig, add_noise, sample_targets
 from ufr_edge.priors.wiener import wiener_estimate
@@ -26,7 +28,6 @@ from ufr_edge.runtime.faces.detect import Detects
 
 Images = NDArray[np.uint8]
 Figures = dict[str, Any]
-_REFERENCE_SIDE = 512
 
 
 @torch.no_grad()
@@ -95,8 +96,7 @@ def target_figures(targets: Images, restored: Images, truth: Images) -> Figures:
     }
 
 
-@torch.no_grad()
-def frechet_figures(stacks: Mapping[str, Images], others: Images, features: PriorFeatures, *, batch: int = 8) -> Figures:
+def frechet_figures(stacks: Mapping[str, Images], others: Images, features: PriorFeatures) -> Figures:
     """Fréchet distance of each stack to `others`, on the prior's pooled features; equal counts only.
 
     It is not FID, and comparable only at one count and on the features of one prior. Raises ShapeError.
@@ -105,16 +105,8 @@ def frechet_figures(stacks: Mapping[str, Images], others: Images, features: Prio
         if len(stack) != len(others):
             msg = f"Fréchet distances need equal counts: {name} has {len(stack)} faces, the others {len(others)}."
             raise ShapeError(msg)
-    known = _pool(others, features, batch)
-    return {name: frechet_distance(_pool(stack, features, batch), known) for name, stack in stacks.items()}
-
-
-def _pool(images: Images, features: PriorFeatures, batch: int) -> NDArray[np.float64]:
-    device = next(features.parameters()).device
-    parts = [
-        pooled_features(features, to_tensor(images[i : i + batch], device)) for i in range(0, len(images), batch)
-    ]
-    return torch.cat(parts).double().cpu().numpy()
+    known = pooled_stack(others, features)
+    return {name: frechet_distance(pooled_stack(stack, features), known) for name, stack in stacks.items()}
 
 
 def identity_figures(sampled: Images, faces: Images, features: PriorFeatures, detector: Detects) -> Figures:
@@ -158,15 +150,11 @@ def _directions(images: Images, features: PriorFeatures, batch: int) -> list[Ten
 
 
 def _landmark_figures(sampled: Images, faces: Images, detector: Detects) -> Figures:
-    scale = _REFERENCE_SIDE / faces.shape[1]
-    moved: list[float] = []
-    for new, old in zip(sampled, faces, strict=True):
-        found = [detector.detect(image)[:1] for image in (new, old)]
-        if all(found):
-            points = [np.asarray(face[0].landmarks, dtype=np.float64) for face in found]
-            moved.append(scale * float(np.linalg.norm(points[0] - points[1], axis=1).mean()))
+    pairs = zip(find_landmarks(sampled, detector), find_landmarks(faces, detector), strict=True)
+    shifts = np.array([landmark_shift(new, old, side=faces.shape[1]) for new, old in pairs])
+    moved = shifts[~np.isnan(shifts)]
     figures: Figures = {"faces": len(faces), "faces_detected": len(moved)}
-    if moved:
-        figures["landmarks_px"] = float(np.mean(moved))
+    if len(moved):
+        figures["landmarks_px"] = float(moved.mean())
         figures["landmarks_px_p95"] = float(np.percentile(moved, 95))
     return figures

@@ -8,6 +8,7 @@ from typing import Any
 
 from ufr_edge.adaptation.report import Section, write_report
 from ufr_edge.files import atomic_file
+from ufr_edge.weights.cards import command_block, markdown_table
 
 LOWEST_PSNR_CHANGE = -0.3
 """dB: a target may lie so far below the restorer's output."""
@@ -28,6 +29,30 @@ def write_pages(out: Path, record: Mapping[str, Any]) -> None:
     sections += _samples(figures["frechet"])
     lead = f"{record['parameters']:,} parameters, {record['faces']} held-out faces. Made by: {record['command']}"
     write_report(out / "index.html", title=f"Report on {record['config']['prior']}", lead=lead, sections=sections)
+
+
+def prior_markdown(record: Mapping[str, Any]) -> str:
+    """All tables of a report as Markdown under the command that made it, for cards and docs."""
+    figures, config = record["figures"], record["config"]
+    once = (
+        "Clean faces passed once through the paper's sampler (start 150 of 250, hold to 90, N = 8 at 512 px); distances on "
+        "the prior's own features of the inner face, no face recogniser was asked:"
+    )
+    parts = [
+        command_block(record["command"]),
+        f"{record['faces']} held-out faces. Mean squared error of the noise estimate by noise level:",
+        markdown_table(*epsilon_table(figures["epsilon"])),
+        once,
+        markdown_table(*identity_table(figures["identity"])),
+    ]
+    if "targets" in figures:
+        made = f"{config['restorer']} on {config['degrade']}"
+        said = f"The output of {made}, passed through the sampler (detail: share of that of the clean faces):"
+        parts += [said, markdown_table(*target_table(figures["targets"]))]
+    if "samples" in figures["frechet"]:
+        said = f"Fréchet distances on the prior's own features, {figures['frechet']['count']:.0f} faces a set (no FID):"
+        parts += [said, markdown_table(*frechet_table(figures["frechet"]))]
+    return "\n\n".join(parts)
 
 
 def draw_epsilon(path: Path, figures: Mapping[str, Mapping[str, float]]) -> None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ufr_edge import __version__
 from ufr_edge.adaptation.faces import FaceSet, load_faces
-from ufr_edge.adaptation.pictures import strip
+from ufr_edge.adaptation.pictures import sheet
 from ufr_edge.adaptation.prior_figures import (
     Figures,
     epsilon_losses,
@@ -31,7 +31,6 @@ from ufr_edge.adaptation.restorer_task import restore_batch
 from ufr_edge.adaptation.targets import image_seed, sample_batch, target_name
 from ufr_edge.adaptation.training import pick_device, place, resolve_precision
 from ufr_edge.config import to_json
-from ufr_edge.degradations.folder import picture_seed
 from ufr_edge.degradations.presets import degrade, get_preset
 from ufr_edge.errors import ConfigError
 from ufr_edge.files import check_replaceable, read_json, sha256_file, write_json
@@ -162,7 +161,8 @@ class _Work:
         self.prior = place(load_prior(config.prior), self.device).eval()
         every = load_faces(faces, self.prior.side, show=show)
         order = np.random.default_rng(config.seed).permutation(len(every))
-        self.faces = every.subset(order[: config.count])
+        self.numbers = order[: config.count].tolist()  # face i by name is degraded with seed + i, as `eval` does it
+        self.faces = every.subset(self.numbers)
         self.others = every.subset(order[config.count : 2 * config.count])
         self.skipped, self.reused = every.skipped, 0
         self.samplers = config.samplers(self.precision)
@@ -263,8 +263,7 @@ class _Work:
     def targets(self) -> Figures:
         """A restorer's output through the sampler, as adaptation does it."""
         truth, preset, seed = self.faces.images, self.config.degrade or "", self.config.seed
-        named = zip(truth, self.faces.names, strict=True)
-        lq = np.stack([degrade(face, preset, seed=picture_seed(seed, name)) for face, name in named])
+        lq = np.stack([degrade(face, preset, seed=seed + n) for face, n in zip(truth, self.numbers, strict=True)])
         model = place(load_restorer(self.config.restorer or "").model, self.device)
         restored = restore_batch(model, lq, self.device, batch=self.config.batch)
         drawn = {
@@ -295,21 +294,4 @@ class _Work:
 
     def sheet(self, name: str, columns: Mapping[str, Images]) -> None:
         """Write NAME.jpg."""
-        write_image(self.out / f"{name}.jpg", sheet(columns))
-
-
-def sheet(columns: Mapping[str, Images]) -> Images:
-    """Lay faces out as `strip` does, in as many blocks side by side as fit `SHEET_WIDTH`."""
-    count = len(next(iter(columns.values())))
-    blocks = min(count, max(1, SHEET_WIDTH // len(columns)))
-    rows = -(-count // blocks)
-    parts = []
-    for start in range(0, rows * blocks, rows):
-        part = {label: stack[start : start + rows] for label, stack in columns.items()}
-        parts.append(strip({label: _padded(stack, rows) for label, stack in part.items()}))
-    return np.concatenate(parts, axis=1)
-
-
-def _padded(stack: Images, rows: int) -> Images:
-    missing = np.full((rows - len(stack), *stack.shape[1:]), 32, np.uint8)
-    return np.concatenate([stack, missing])
+        write_image(self.out / f"{name}.jpg", sheet(columns, across=SHEET_WIDTH // len(columns)))

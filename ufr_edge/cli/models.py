@@ -17,6 +17,7 @@ from ufr_edge.restorers.registry import (
     require_licence,
 )
 from ufr_edge.weights import ShippedWeights, find_weights, list_weights
+from ufr_edge.weights.cards import without_markers
 
 _ACCEPT = "Accept a licence that forbids commercial use; it is asked for once."
 
@@ -56,7 +57,7 @@ def info(name: str, as_json: bool) -> None:
     if as_json or not text.is_file():
         click.echo(json.dumps(model.card, indent=2))
     else:
-        click.echo(text.read_text(encoding="utf-8").rstrip())
+        click.echo(without_markers(text.read_text(encoding="utf-8")).rstrip())
 
 
 @command.command("fetch")

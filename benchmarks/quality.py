@@ -1,0 +1,188 @@
+"""Measure the shipped weights and write docs/quality.md, each table under the command that gave it.
+
+    python benchmarks/quality.py --faces VAL -o runs/quality [--adapt ADAPT --real TRAIN]
+
+VAL: held-out clean aligned faces. ADAPT: clean faces that play an unlabelled camera's once degraded. What lies in the
+output folder is not measured again; give --overwrite for that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ufr_edge import __version__
+from ufr_edge.adaptation.prior_pages import DETAIL_WITHIN, LOWEST_PSNR_CHANGE, kept, prior_markdown
+from ufr_edge.files import atomic_file, read_json, write_json
+from ufr_edge.weights import list_weights
+from ufr_edge.weights.cards import command_block, eval_table, markdown_table, settings_line
+
+CLASSIC = ("classic", "classic-light", "classic-heavy")
+CAMERAS = ("raw-iso1500-x4", "raw-iso3000-x4", "codec-motion", "defocus")
+UNSEEN = "raw-iso3000-x4"
+INDEX = "index.json"
+BUDGET_MB = 40
+GAINS = {"classic-light": 2.5, "classic-heavy": 1.5}
+"""dB of PSNR that a restorer should gain over its degraded input."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Commands of ours (words after `ufr-edge`, folders as VAL, ADAPT, REAL, OUT) and the JSON they leave in OUT."""
+
+    name: str
+    title: str
+    commands: tuple[tuple[str, ...], ...]
+    result: str
+
+    def shown(self, out: str) -> list[str]:
+        """The commands as the document prints them."""
+        return [shlex.join(["ufr-edge", *(word.replace("OUT", out) for word in words)]) for words in self.commands]
+
+
+def evaluation(name: str, title: str, restorers: Sequence[str], presets: Sequence[str], *more: str) -> Job:
+    """Restorers side by side on presets."""
+    words = ["eval", "--truth", "VAL", *(w for preset in presets for w in ("--degrade", preset)), "--seed", "0"]
+    words += [w for restorer in restorers for w in ("--restorer", restorer)]
+    words += ["--prior", "prior-256", *more, "-o", f"OUT/{name}.json", "--sheet", f"OUT/{name}.jpg", "--by-source"]
+    return Job(name, title, (tuple(words),), f"{name}.json")
+
+
+def prior_job(prior: str, restorer: str, more: Sequence[str]) -> Job:
+    """A report on a prior."""
+    words = ("prior-report", prior, "--faces", "VAL", "-o", f"OUT/{prior}", "--restorer", restorer, "--degrade", UNSEEN)
+    return Job(prior, f"The prior: {prior}", ((*words, *more),), f"{prior}/report.json")
+
+
+def adaptation(restorer: str, *, real: bool, more: Sequence[str]) -> Job:
+    """Adapting to a camera nobody has ground truth for, and what it costs on what the base was trained for."""
+    camera, run = "OUT/camera", "OUT/adapted"
+    given = ("--real", "REAL") if real else ()
+    degrade = ("degrade", "-i", "ADAPT", "-o", camera, "--preset", UNSEEN, "--seed", "1", "--side", "256")
+    adapt = ("adapt", "-i", camera, "-o", run, "--restorer", restorer, "--prior", "prior-256", *given, *more)
+    measure = evaluation("adaptation", "", [restorer, run], [UNSEEN, "classic"]).commands[0]
+    title = f"Adapting {restorer} to {UNSEEN}, without ground truth"
+    return Job("adaptation", title, (degrade, adapt, measure), "adaptation.json")
+
+
+def plan(args: argparse.Namespace) -> list[Job]:
+    """Everything to measure, in the order of the document."""
+    models = list_weights()
+    restorers = [m.name for m in models if m.kind == "restorer" and m.card.get("side", 256) == 256]
+    main = args.restorer or ("edge-m-256" if "edge-m-256" in restorers else restorers[0])
+    jobs = [
+        evaluation("classic", "The classic blind degradations", restorers, CLASSIC),
+        evaluation("cameras", "Cameras that training has not seen", restorers, CAMERAS),
+        evaluation("side-384", "The same weights at 384 px", restorers, CLASSIC[:1], "--side", "384"),
+        evaluation("side-512", "The same weights at 512 px", restorers, CLASSIC[:1], "--side", "512"),
+    ]
+    fast = ("--fast-steps", str(args.fast_steps)) if args.fast_steps else ()
+    count = ("--count", str(args.count))
+    jobs += [prior_job(m.name, main, (*count, *fast)) for m in models if m.kind == "prior"]
+    if args.adapt:
+        jobs.append(adaptation(main, real=args.real is not None, more=shlex.split(args.adapt_options)))
+    return [job for job in jobs if not args.only or job.name in args.only]
+
+
+def run(job: Job, args: argparse.Namespace) -> None:
+    """Run a job's commands unless its result lies there. Ends the program when one fails."""
+    if (args.out / job.result).exists() and not args.overwrite:
+        return
+    folders = {"VAL": args.faces, "ADAPT": args.adapt, "REAL": args.real}
+    for words in job.commands:
+        # Ours to replace: an earlier run may have stopped halfway. A prior report goes on where it stopped.
+        again = ["--overwrite"] if words[0] in ("eval", "degrade") or args.overwrite else []
+        real = [str(folders.get(word, word)).replace("OUT", str(args.out)) for word in words]
+        print("ufr-edge", shlex.join([*real, *again]), flush=True)
+        status = subprocess.run([sys.executable, "-m", "ufr_edge", *real, *again], check=False).returncode
+        if status:
+            sys.exit(f"stopped: that command ended with code {status}. Run this again to go on.")
+
+
+def render(jobs: Sequence[Job], out: Path) -> str:
+    """The document, from the JSON files alone."""
+    results = {job.name: read_json(out / job.result) for job in jobs}
+    lead = (
+        f"ufr-edge {__version__}. Written by `python benchmarks/quality.py --faces VAL -o {out}`; no figure is typed by "
+        "hand. VAL are held-out clean faces of other people than those of training. The commands leave sheets of 64 "
+        "faces beside their JSON. What the figures mean, and what they do not, is said above each table. PSNR rewards "
+        "blur: look at the sheets too."
+    )
+    parts = [
+        "# Quality, measured",
+        lead,
+        "## What was asked, and what is",
+        markdown_table(["asked", "is", ""], asked(results)),
+    ]
+    for job in jobs:
+        parts += [f"## {job.title}", *section(job, results[job.name], out)]
+    return "\n\n".join(parts) + "\n"
+
+
+def section(job: Job, result: Mapping[str, Any], out: Path) -> list[str]:
+    """One job's tables under its commands."""
+    if result.get("kind") == "prior-report":
+        return [prior_markdown({**result, "command": job.shown(str(out))[0]})]
+    tables = [part for preset, columns in result["figures"].items() for part in (f"**{preset}**", eval_table(columns))]
+    return ["\n".join(command_block(line) for line in job.shown(str(out))), settings_line(result), *tables]
+
+
+def asked(results: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """The numbers the weights were to reach, beside those measured."""
+    rows = []
+    for preset, columns in results.get("classic", {}).get("figures", {}).items():
+        for name, values in columns.items():
+            if name != "input" and preset in GAINS:
+                gain = values["psnr_db"] - columns["input"]["psnr_db"]
+                said = f"{name}, {preset}: at least {GAINS[preset]:+.1f} dB over the input"
+                rows.append([said, f"{gain:+.2f} dB", kept(gain >= GAINS[preset])])
+    for report in (r for r in results.values() if r.get("kind") == "prior-report"):
+        for sampler, values in report["figures"].get("targets", {}).items():
+            name = f"{report['config']['prior']}, {sampler} sampler"
+            change, detail = values["psnr_change_db"], values["detail_ratio"]
+            said = f"{name}: targets of {UNSEEN} at most {-LOWEST_PSNR_CHANGE:g} dB below the restorer's output"
+            rows.append([said, f"{change:+.2f} dB", kept(change >= LOWEST_PSNR_CHANGE)])
+            said = f"{name}: their fine detail within {100 * DETAIL_WITHIN:.0f} % of the clean faces'"
+            rows.append([said, f"{100 * (detail - 1):+.0f} %", kept(abs(detail - 1) <= DETAIL_WITHIN)])
+    size = sum(model.size for model in list_weights()) / 1e6
+    return [*rows, [f"all shipped weights together at most {BUDGET_MB} MB", f"{size:.1f} MB", kept(size <= BUDGET_MB)]]
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--faces", type=Path, required=True, help="held-out clean aligned faces (VAL)")
+    parser.add_argument("--adapt", type=Path, help="clean faces for the adaptation experiment (ADAPT)")
+    parser.add_argument("--real", type=Path, help="unrelated clean faces for its adversarial term")
+    parser.add_argument("--adapt-options", default="", help='more options of `ufr-edge adapt`, such as "--steps 600"')
+    parser.add_argument("-o", "--output", dest="out", type=Path, default=Path("runs/quality"))
+    parser.add_argument("--doc", type=Path, default=Path("docs/quality.md"))
+    parser.add_argument("--restorer", help="for the prior reports and adaptation [edge-m-256]")
+    parser.add_argument("--count", type=int, default=64, help="faces of a prior report")
+    parser.add_argument("--fast-steps", type=int, help="calls of the prior per face in place of all")
+    parser.add_argument("--only", nargs="+", help="these jobs only, such as classic prior-256; the document has those")
+    parser.add_argument("--overwrite", action="store_true", help="measure everything again")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, then write the document."""
+    args = parse(argv)
+    jobs = plan(args)
+    for job in jobs:
+        run(job, args)
+    index = [{"name": j.name, "title": j.title, "commands": j.shown(str(args.out)), "result": j.result} for j in jobs]
+    write_json(args.out / INDEX, index)
+    with atomic_file(args.doc) as beside:
+        beside.write_text(render(jobs, args.out), encoding="utf-8")
+    print(f"{args.doc}")
+
+
+if __name__ == "__main__":
+    main()
