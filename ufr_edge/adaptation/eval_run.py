@@ -120,23 +120,18 @@ class EvalReport:
 
 @dataclass(frozen=True, kw_only=True)
 class _Faces:
-    """Faces to measure and their clean versions, uint8 (N, S, S, 3), in one order; at least one of them is there."""
+    """Faces given, or clean ones to be degraded, and their clean versions; uint8 (N, S, S, 3), in one order."""
 
     names: tuple[str, ...]
-    given: Images | None
+    images: Images
     clean: Images | None
     skipped: tuple[tuple[str, str], ...]
 
-    @property
-    def side(self) -> int:
-        stack = self.given if self.given is not None else self.clean
-        return 0 if stack is None else stack.shape[1]
-
     def low_quality(self, preset: str, seed: int) -> Images:
-        """Return the faces given, or the clean ones degraded, face i with `seed` + i."""
-        if self.given is not None or self.clean is None:
-            return self.given if self.given is not None else np.zeros(0, np.uint8)
-        return np.stack([degrade(face, preset, seed=seed + i) for i, face in enumerate(self.clean)])
+        """Return the faces given as they are, the clean ones degraded, face i with `seed` + i."""
+        if preset == GIVEN:
+            return self.images
+        return np.stack([degrade(face, preset, seed=seed + i) for i, face in enumerate(self.images)])
 
 
 def evaluate(
@@ -225,7 +220,7 @@ def _read(config: EvalConfig, side: int, *, show: bool) -> _Faces:
     ]
     return _Faces(
         names=kept[0].names,
-        given=kept[0].images if config.faces else None,
+        images=kept[0].images,
         clean=kept[-1].images if config.truth else None,
         skipped=skipped,
     )
@@ -289,7 +284,7 @@ def _settings(config: EvalConfig, faces: _Faces, meters: Meters, truth: Truth | 
     settings: dict[str, Any] = {
         "ufr_edge": __version__,
         "faces": len(faces.names),
-        "side": faces.side,
+        "side": faces.images.shape[1],
         "input": str(config.faces) if config.faces else None,
         "truth": str(config.truth) if config.truth else None,
         "degrade": list(config.degrade),
@@ -305,7 +300,7 @@ def _settings(config: EvalConfig, faces: _Faces, meters: Meters, truth: Truth | 
         settings["prior_feature_distance"] = settings["prior_frechet_distance"] = note
     if meters.lpips:
         settings["lpips"] = (
-            f"v0.1, {config.lpips}, at {faces.side} px (SHA-256 {NETS[config.lpips].backbone.file.sha256})"
+            f"v0.1, {config.lpips}, at {faces.images.shape[1]} px (SHA-256 {NETS[config.lpips].backbone.file.sha256})"
         )
     if meters.inception:
         note = f"Inception 2015-12-05 as pytorch-fid: bilinear to {SIDE} (SHA-256 {INCEPTION.file.sha256})"
@@ -313,8 +308,8 @@ def _settings(config: EvalConfig, faces: _Faces, meters: Meters, truth: Truth | 
         settings["fid"] = note + (few if len(faces.names) <= FEATURES else "")
     if truth.landmarks is not None:
         settings["landmark_px512"] = (
-            "mean distance of CenterFace's five points from those in the truth, in pixels at 512 px; "
-            "landmark_none counts faces in which it found none"
+            "mean distance of CenterFace's five points from those in the truth, in pixels at 512 px, over the faces "
+            "in which it found them; landmark_none counts the others"
         )
         settings["landmark_truth_none"] = int(np.isnan(truth.landmarks).any((1, 2)).sum())
     return settings

@@ -14,6 +14,8 @@ from ufr_edge.cli.tables import print_table
 if TYPE_CHECKING:
     from ufr_edge.adaptation.eval_run import EvalReport
 
+_COUNTS = ("faces", "landmark_none")
+
 _what = stack(
     click.option("-i", "--input", "faces", type=FOLDER, help="Aligned faces to measure, as they are."),
     click.option("--truth", type=FOLDER, help="Clean faces, of the same names where -i is given."),
@@ -51,7 +53,11 @@ _how = stack(
         "--match-mean-std", is_flag=True, help="Match each channel to the truth first; not comparable."
     ),
     click.option(
-        "--lpips", type=click.Choice(["alex", "vgg"]), default="alex", show_default=True, help="Backbone."
+        "--lpips",
+        type=click.Choice(["alex", "vgg"]),
+        default="alex",
+        show_default=True,
+        help="Backbone of LPIPS.",
     ),
     click.option("--lpips-backbone", type=FOLDER, help="Its ImageNet weights, if not in torch hub's cache."),
     click.option("--fid-backbone", type=FOLDER, help="FID's Inception weights, if not in torch hub's cache."),
@@ -102,23 +108,27 @@ def command(by_source: bool, as_json: bool, overwrite: bool, no_progress: bool, 
 
 
 def _print(report: EvalReport, *, by_source: bool) -> None:
-    from ufr_edge.adaptation.report import figures_table
-
     for preset, columns in report.figures.items():
-        print_table(f"{preset}, {report.settings['faces']} faces", *figures_table(columns))
+        print_table(f"{preset}, {report.settings['faces']} faces", *_lines(columns))
     for preset, sources in report.by_source.items() if by_source else ():
         groups = {
             f"{source} {label}": found
             for source, columns in sources.items()
             for label, found in columns.items()
         }
-        head, rows = figures_table(groups)
-        print_table(f"{preset}, by source", *_transposed(head, rows))
+        print_table(f"{preset}, by source", *_transposed(*_lines(groups)))
     for name, value in report.settings.items():
         if value not in (None, [], {}):
             click.echo(f"{name}: {_words(value)}")
     for name, reason in report.not_measured.items():
         click.echo(f"not measured: {name}: {reason}")
+
+
+def _lines(columns: Mapping[str, Mapping[str, float]]) -> tuple[list[str], list[list[str]]]:
+    from ufr_edge.adaptation.report import figures_table
+
+    head, rows = figures_table(columns)
+    return head, [[c.removesuffix(".00") for c in row] if row[0] in _COUNTS else row for row in rows]
 
 
 def _transposed(head: list[str], rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
