@@ -9,13 +9,16 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ufr_edge.errors import CalibrationError
+from ufr_edge.calibration.choose import descriptors, farthest_points
+from ufr_edge.calibration.face_check import count_faces
+from ufr_edge.calibration.ranges import check_percentile
+from ufr_edge.errors import CalibrationError, ConfigError
 from ufr_edge.runtime.images import is_image, read_image
 
 Frame = NDArray[np.uint8]
@@ -29,48 +32,94 @@ _COLLECT = "Collect faces from the camera: ufr-edge collect SOURCE -o FOLDER"
 
 
 @dataclass(frozen=True, kw_only=True)
+class CalibrationConfig:
+    """How calibration frames are chosen, and how ranges are made of them.
+
+    limit: frames to calibrate on at most. hold_out: frames to keep back for measuring at most. seed: of the choice.
+    percentile: clip activation ranges to it (such as 99.99), None = from smallest to largest.
+    require_faces: refuse a folder in whose pictures no faces are found.
+    """
+
+    limit: int = 128
+    hold_out: int = 16
+    seed: int = 0
+    percentile: float | None = None
+    require_faces: bool = True
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for a limit under 8, a negative hold_out or seed, a percentile outside (50, 100]."""
+        if self.limit < MIN_IMAGES or self.hold_out < 0 or self.seed < 0:
+            msg = f"Calibration takes a limit of at least {MIN_IMAGES} and no negative hold_out or seed; got {self}."
+            raise ConfigError(msg)
+        check_percentile(self.percentile)
+
+
+@dataclass(frozen=True, kw_only=True)
 class CalibrationSet:
     """Calibration frames of one camera.
 
     frames: uint8 RGB (N, S, S, 3). paths: where they came from, in the same order.
-    held_out: uint8 RGB (M, S, S, 3), M may be 0: frames of the same camera that calibration does not see.
-    set_id: SHA-256 over the pixels of `frames`, 64 hex digits.
+    held_out: uint8 RGB (M, S, S, 3), M may be 0: frames of the same camera that calibration does not see;
+    held_paths: where those came from. set_id: SHA-256 over the pixels of `frames`, 64 hex digits.
+    found: images in the folder. duplicates: near-duplicates dropped of those looked at. config: how it was chosen.
     """
 
     frames: Frame
     set_id: str
     paths: tuple[Path, ...]
     held_out: Frame
+    held_paths: tuple[Path, ...]
+    found: int
+    duplicates: int
+    config: CalibrationConfig
+
+    def record(self) -> dict[str, Any]:
+        """The choice as a value for json.dumps: counts, seed, and the file names chosen."""
+        return {
+            "set_id": self.set_id,
+            "found": self.found,
+            "duplicates": self.duplicates,
+            "seed": self.config.seed,
+            "chosen": [path.name for path in self.paths],
+            "held_out": [path.name for path in self.held_paths],
+        }
 
 
-def load_calibration(folder: Path, side: int, *, limit: int = 128, hold_out: int = 16) -> CalibrationSet:
-    """Load up to `limit` aligned faces (square images) from `folder`, resized to side x side.
+def load_calibration(folder: Path, side: int, *, config: CalibrationConfig | None = None) -> CalibrationSet:
+    """Choose aligned faces (square images) from `folder`, resized to side x side.
 
-    Deterministic: near-duplicates are dropped, every fifth frame (up to `hold_out`) is held out, and of the
-    rest `limit` are taken evenly over the sorted file names.
-    Raises CalibrationError when the folder is missing, holds fewer than 8 different images, or holds an image
-    that is not square, blank or random noise; InputFileError when one is damaged.
+    Deterministic: near-duplicates are dropped, every fifth frame (up to `hold_out`) is held out, and of the rest
+    `limit` are taken as unlike each other as can be (farthest-point sampling), in the order of their names.
+    Raises CalibrationError when the folder is missing, holds fewer than 8 different images, no faces, or an image
+    that is not square, blank or random noise; InputFileError when one is damaged; BackendUnavailableError when
+    the face detector is missing.
     """
+    chosen_by = config or CalibrationConfig()
     found = list_images(folder)
     if len(found) < MIN_IMAGES:
         msg = f"{folder} holds {len(found)} images; calibration needs at least {MIN_IMAGES}. {_COLLECT}"
         raise CalibrationError(msg)
     # Three times the limit leaves enough to choose from and bounds the time spent on a large folder.
-    paths = _spread(found, 3 * limit + hold_out)
+    paths = _spread(found, 3 * chosen_by.limit + chosen_by.hold_out)
     images = [read_face(path, side) for path in paths]
     _refuse_bad(paths, images)
     kept = _distinct(images)
     if len(kept) < MIN_IMAGES:
         msg = f"{folder} holds only {len(kept)} different images; calibration needs at least {MIN_IMAGES}. {_COLLECT}"
         raise CalibrationError(msg)
-    held = kept[4::5][:hold_out]
-    chosen = _spread([index for index in kept if index not in set(held)], limit)
+    if chosen_by.require_faces:
+        _refuse_faceless(folder, [images[i] for i in kept])
+    held, chosen = _choose(images, kept, chosen_by)
     frames = np.stack([images[i] for i in chosen])
     return CalibrationSet(
         frames=frames,
         set_id=set_id(frames),
         paths=tuple(paths[i] for i in chosen),
         held_out=np.stack([images[i] for i in held]) if held else frames[:0],
+        held_paths=tuple(paths[i] for i in held),
+        found=len(found),
+        duplicates=len(images) - len(kept),
+        config=chosen_by,
     )
 
 
@@ -127,6 +176,25 @@ def neighbour_correlation(image: Frame) -> float:
     across = float((grey[:, 1:] * grey[:, :-1]).mean())
     down = float((grey[1:] * grey[:-1]).mean())
     return (across + down) / (2 * power)
+
+
+def _choose(
+    images: Sequence[Frame], kept: Sequence[int], config: CalibrationConfig
+) -> tuple[list[int], list[int]]:
+    """Indices held out, and indices to calibrate on."""
+    held = list(kept[4::5][: config.hold_out])
+    rest = [index for index in kept if index not in set(held)]
+    if len(rest) > config.limit:
+        picked = farthest_points(descriptors([images[i] for i in rest]), config.limit, seed=config.seed)
+        rest = sorted(rest[i] for i in picked)
+    return held, rest
+
+
+def _refuse_faceless(folder: Path, images: Sequence[Frame]) -> None:
+    found, looked = count_faces(images)
+    if 4 * found < looked:
+        msg = f"{folder} does not look like aligned faces: a face was found in {found} of {looked} pictures. {_COLLECT}"
+        raise CalibrationError(msg)
 
 
 def _refuse_bad(paths: Sequence[Path], images: Sequence[Frame]) -> None:

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ufr_edge.calibration.quiet import quiet
-from ufr_edge.errors import BuildError, ConfigError
+from ufr_edge.calibration.ranges import check_percentile, ranges_name
+from ufr_edge.errors import BuildError
 from ufr_edge.optional import require
 
 _CHUNK = 8  # frames whose activations a histogram calibration holds in memory at once
@@ -38,15 +39,12 @@ class QdqConfig:
 
     def __post_init__(self) -> None:
         """Raise ConfigError for a percentile outside (50, 100]."""
-        if self.percentile is not None and not 50 < self.percentile <= 100:
-            msg = f"The calibration percentile must lie in (50, 100]; got {self.percentile}."
-            raise ConfigError(msg)
+        check_percentile(self.percentile)
 
     @property
     def method(self) -> str:
         """The method in words, as the manifest records it."""
-        ranges = "min-max" if self.percentile is None else f"percentile {self.percentile:g}"
-        return f"onnxruntime Q/DQ for {self.runtime}, {ranges}"
+        return f"onnxruntime Q/DQ for {self.runtime}, {ranges_name(self.percentile)}"
 
 
 class FrameReader:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -11,9 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ufr_edge.calibration.compare import pattern_frames
-from ufr_edge.calibration.frames import CalibrationSet, load_calibration, load_faces, read_face
+from ufr_edge.calibration.frames import (
+    CalibrationConfig,
+    CalibrationSet,
+    load_calibration,
+    load_faces,
+    read_face,
+)
+from ufr_edge.calibration.gate import GateConfig, GateSet, make_gate_set
 from ufr_edge.errors import CalibrationError, ConfigError, InputFileError
-from ufr_edge.export.engine_build import ParitySet, build_engine_files, make_entry, measure_engine
+from ufr_edge.export.engine_build import ParitySet, make_entry
+from ufr_edge.export.evidence import write_calibration, write_gate, write_reference
+from ufr_edge.export.gated_build import GatedEngine, GateRun, build_gated
+from ufr_edge.export.lock import build_lock
 from ufr_edge.export.onnx_export import restore_frames
 from ufr_edge.export.requests import EngineRequest
 from ufr_edge.export.sources import BASE, OnnxSources
@@ -28,6 +38,8 @@ from ufr_edge.runtime.manifest import EngineEntry, Manifest, RestorerInfo
 SUFFIX = ".ufr"
 LINEAGE = ("parent", "run_id", "prior", "camera")
 PARITY_IMAGES = 8
+GATE_FACES = 64
+PATTERN = "test pattern"
 Advance = Callable[..., None]
 
 
@@ -36,12 +48,41 @@ def _no_progress(n: int = 1, note: str = "") -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """What is rarely changed.
+
+    gate: what engines below fp32 may lose, None = measure and refuse nothing. gate_faces: folder of aligned faces
+    (or with `lq/` and `hq/` pairs) to measure the drop on; None = the references, else the faces held out of the
+    calibration set. calibration: how frames are chosen and ranges made. store_faces: put the first 8 gate faces
+    into the bundle, for `ufr-edge verify`; they are pictures of people. wait_s: for another build of the same bundle.
+    """
+
+    gate: GateConfig | None = field(default_factory=GateConfig)
+    gate_faces: Path | None = None
+    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
+    store_faces: bool = True
+    wait_s: float = 3600.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExportReport:
-    """The bundle written, its manifest, and a line for each engine that could not be measured here."""
+    """The bundle written, its manifest, a line for each engine that could not be measured here, and the gate's
+    findings by engine name."""
 
     path: Path
     manifest: Manifest
     notes: tuple[str, ...]
+    gated: Mapping[str, GatedEngine] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Inputs:
+    """All that is read before anything is built."""
+
+    side: int
+    calibration: CalibrationSet | None
+    parity: ParitySet
+    origin: str
 
 
 def export_bundle(
@@ -55,6 +96,7 @@ def export_bundle(
     reference: Path | None = None,
     overwrite: bool = False,
     lineage: Mapping[str, str] | None = None,
+    options: ExportOptions | None = None,
     advance: Advance = _no_progress,
 ) -> ExportReport:
     """Write the bundle `out` (NAME.ufr), whole or not at all; each engine is measured by running its file.
@@ -64,48 +106,150 @@ def export_bundle(
     calibration set, or a test pattern without one. reference: folder with `lq/` and `hq/`, aligned faces of the
     same names, to measure each engine against the truth. lineage: parent, run_id, prior, camera, over what the
     weights file says. advance: called as advance(1, name) after each engine.
+    Waits when another process builds the same bundle.
     Raises ConfigError (name, side, nothing asked for), CalibrationError (int8 without calibration, unfit frames),
     BackendUnavailableError (a format's package is missing), InputFileError, OutputError: all before anything is
-    built; BuildError.
+    built; BuildError; GateFailedError when an engine loses too much and putting layers back did not mend it.
     """
+    chosen = options or ExportOptions()
     size = _check(restorer, out, formats, side)
     check_free(out, overwrite=overwrite)
     check_replaceable(out, "manifest.json")
     _check_calibration(formats, calibration)
-    frames = None if calibration is None else load_calibration(calibration, size)
-    faces, origin = _parity_faces(parity_faces, frames, size)
-    parity = _parity_set(restorer, faces, reference, size)
-    known = {key: restorer.meta[key] for key in LINEAGE if restorer.meta.get(key)}
-    with atomic_folder(out, overwrite=overwrite) as folder:
-        sources = OnnxSources(restorer.model, folder, side=size, faces=faces, calibration=frames)
-        sources.get("onnx", "fp32")
-        entries, notes = _build_engines(formats, folder, sources, parity, advance)
-        manifest = Manifest(
-            name=out.stem,
-            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            restorer=_restorer_info(restorer, size),
-            onnx=BASE,
-            engines=entries,
-            files=_checksums(folder, entries),
-            lineage={**known, **(lineage or {}), "parity_faces": origin},
+    inputs = _read_inputs(restorer, size, calibration, parity_faces, reference, chosen)
+    with (
+        build_lock(out, wait_s=chosen.wait_s, on_wait=lambda holder: advance(0, f"waiting for {holder}")),
+        atomic_folder(out, overwrite=overwrite) as folder,
+    ):
+        sources = OnnxSources(
+            restorer.model, folder, side=size, faces=inputs.parity.faces, calibration=inputs.calibration
         )
+        sources.get("onnx", "fp32")
+        run = GateRun(folder=folder, sources=sources, parity=inputs.parity, config=chosen.gate)
+        gated, entries = _build_engines(formats, run, advance)
+        files = _checksums(folder, [*_used(entries), *_write_evidence(folder, inputs, gated, chosen)])
+        _prune(folder, files)
+        manifest = _manifest(restorer, out, inputs, entries, files, lineage or {})
         write_manifest(folder, manifest)
-    return ExportReport(path=out, manifest=manifest, notes=notes)
+    notes = tuple(built.measured.note for built in gated.values() if built.measured.note)
+    return ExportReport(path=out, manifest=manifest, notes=notes, gated=gated)
+
+
+def _read_inputs(
+    restorer: LoadedRestorer,
+    side: int,
+    calibration: Path | None,
+    parity_faces: Path | None,
+    reference: Path | None,
+    options: ExportOptions,
+) -> _Inputs:
+    frames = None if calibration is None else load_calibration(calibration, side, config=options.calibration)
+    faces, origin = _parity_faces(parity_faces, frames, side)
+    gate = _gate_set(restorer, options.gate_faces, reference, frames, side, (faces, origin))
+    parity = ParitySet(faces=faces, expected=restore_frames(restorer.model, faces), gate=gate)
+    return _Inputs(side=side, calibration=frames, parity=parity, origin=origin)
+
+
+def _gate_set(
+    restorer: LoadedRestorer,
+    gate_faces: Path | None,
+    reference: Path | None,
+    calibration: CalibrationSet | None,
+    side: int,
+    otherwise: tuple[NDArray[np.uint8], str],
+) -> GateSet:
+    """What the drop is measured on: given faces, else the references, else held-out faces, else `otherwise`."""
+
+    def run(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return restore_frames(restorer.model, frames)
+
+    pairs = reference if gate_faces is None else gate_faces
+    if pairs is not None and (pairs == reference or (pairs / "lq").is_dir()):
+        low, high = load_pairs(pairs, side)
+        return make_gate_set(run, low, truth=high, origin=f"{len(low)} faces whose truth is known")
+    if gate_faces is not None:
+        given = load_faces(gate_faces, side, limit=GATE_FACES)
+        return make_gate_set(run, given, origin=f"{len(given)} given faces")
+    if calibration is not None and len(calibration.held_out):
+        held = calibration.held_out
+        return make_gate_set(run, held, origin=f"{len(held)} held-out calibration faces")
+    faces, origin = otherwise
+    return make_gate_set(run, faces, origin=origin)
 
 
 def _build_engines(
-    requests: Sequence[EngineRequest], folder: Path, sources: OnnxSources, parity: ParitySet, advance: Advance
-) -> tuple[tuple[EngineEntry, ...], tuple[str, ...]]:
+    requests: Sequence[EngineRequest], run: GateRun, advance: Advance
+) -> tuple[dict[str, GatedEngine], tuple[EngineEntry, ...]]:
+    gated: dict[str, GatedEngine] = {}
     entries: list[EngineEntry] = []
-    notes: list[str] = []
     for request in requests:
         advance(0, request.name)
-        files = build_engine_files(request, folder, sources=sources)
-        measured = measure_engine(folder / files[0], request, parity)
-        notes += [measured.note] if measured.note else []
-        entries.append(make_entry(request, folder, files, sources=sources, measured=measured))
+
+        def note(text: str, name: str = request.name) -> None:
+            advance(0, f"{name}: {text}")
+
+        built = build_gated(request, replace(run, note=note))
+        gated[request.name] = built
+        entries.append(
+            make_entry(
+                request,
+                run.folder,
+                built.files,
+                sources=run.sources,
+                measured=built.measured,
+                kept=built.kept,
+            )
+        )
         advance(1, request.name)
-    return tuple(entries), tuple(notes)
+    return gated, tuple(entries)
+
+
+def _manifest(
+    restorer: LoadedRestorer,
+    out: Path,
+    inputs: _Inputs,
+    entries: tuple[EngineEntry, ...],
+    files: Mapping[str, str],
+    lineage: Mapping[str, str],
+) -> Manifest:
+    known = {key: restorer.meta[key] for key in LINEAGE if restorer.meta.get(key)}
+    return Manifest(
+        name=out.stem,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        restorer=_restorer_info(restorer, inputs.side),
+        onnx=BASE,
+        engines=entries,
+        files=files,
+        lineage={**known, **lineage, "parity_faces": inputs.origin},
+    )
+
+
+def _write_evidence(
+    folder: Path, inputs: _Inputs, gated: Mapping[str, GatedEngine], options: ExportOptions
+) -> tuple[str, ...]:
+    """Write the bundle's evidence; return the names of the files."""
+    gate = inputs.parity.gate
+    names = [write_gate(folder, gate, options.gate, gated)]
+    if inputs.calibration is not None:
+        names.append(write_calibration(folder, inputs.calibration))
+    if options.store_faces and gate.origin != PATTERN:
+        names += write_reference(folder, gate)
+    return tuple(names)
+
+
+def _used(entries: Sequence[EngineEntry]) -> list[str]:
+    return list(dict.fromkeys([BASE, *(name for entry in entries for name in entry.files)]))
+
+
+def _checksums(folder: Path, names: Sequence[str]) -> dict[str, str]:
+    return {name: sha256_file(folder / name) for name in names}
+
+
+def _prune(folder: Path, files: Mapping[str, str]) -> None:
+    """Remove what no engine uses any more, such as an int8 graph that did not pass."""
+    for path in folder.rglob("*"):
+        if path.is_file() and path.relative_to(folder).as_posix() not in files:
+            path.unlink()
 
 
 def _check(restorer: LoadedRestorer, out: Path, requests: Sequence[EngineRequest], side: int | None) -> int:
@@ -151,23 +295,10 @@ def _parity_faces(
     if folder is not None:
         return load_faces(folder, side, limit=PARITY_IMAGES), "given faces"
     if calibration is None:
-        return pattern_frames(PARITY_IMAGES // 2, side), "test pattern"
+        return pattern_frames(PARITY_IMAGES // 2, side), PATTERN
     if len(calibration.held_out):
         return calibration.held_out[:PARITY_IMAGES], "held-out calibration faces"
     return calibration.frames[:PARITY_IMAGES], "calibration faces"
-
-
-def _parity_set(
-    restorer: LoadedRestorer, faces: NDArray[np.uint8], reference: Path | None, side: int
-) -> ParitySet:
-    low, high = (faces[:0], faces[:0]) if reference is None else load_pairs(reference, side)
-    return ParitySet(
-        faces=faces,
-        expected=restore_frames(restorer.model, faces),
-        reference_in=low,
-        reference_expected=restore_frames(restorer.model, low) if len(low) else low,
-        truth=high,
-    )
 
 
 def load_pairs(folder: Path, side: int, *, limit: int = 64) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -192,8 +323,3 @@ def _restorer_info(restorer: LoadedRestorer, side: int) -> RestorerInfo:
         code_licence="Apache-2.0",
         weights_licence=restorer.meta.get("weights_licence", "unknown"),
     )
-
-
-def _checksums(folder: Path, entries: Sequence[EngineEntry]) -> dict[str, str]:
-    used = dict.fromkeys([BASE, *(name for entry in entries for name in entry.files)])
-    return {name: sha256_file(folder / name) for name in used}

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ufr_edge.calibration.compare import compare_frames, mean_psnr, run_batches
-from ufr_edge.calibration.ptq_openvino import NncfConfig
+from ufr_edge.calibration.compare import compare_frames, run_batches
+from ufr_edge.calibration.gate import Drop, GateSet, measure_drop
 from ufr_edge.errors import BackendUnavailableError, EngineMisfitError
 from ufr_edge.export.openvino_export import export_openvino
 from ufr_edge.export.requests import EngineRequest
-from ufr_edge.export.sources import OnnxSources
+from ufr_edge.export.sources import BASE, OnnxSources
 from ufr_edge.export.tensorrt_export import TensorRtConfig, export_tensorrt
 from ufr_edge.files import sha256_file
 from ufr_edge.runtime.device import device_fingerprint
-from ufr_edge.runtime.engines import installed_backends, open_engine_file
+from ufr_edge.runtime.engines import Engine, installed_backends, open_engine_file
 from ufr_edge.runtime.manifest import CalibrationInfo, EngineEntry, ParityInfo
 
 _FINGERPRINT = {"tensorrt": ("os", "machine", "gpu", "gpu_compute"), "tensorrt-rtx": ("os", "machine")}
@@ -25,26 +26,28 @@ _FINGERPRINT = {"tensorrt": ("os", "machine", "gpu", "gpu_compute"), "tensorrt-r
 
 @dataclass(frozen=True, kw_only=True)
 class ParitySet:
-    """What engines are held against. All uint8 (N, S, S, 3).
+    """What engines are held against.
 
-    faces, expected: inputs and what torch makes of them. reference_in, reference_expected, truth: inputs with a
-    known clean face, what torch makes of them, and the clean faces; N may be 0.
+    faces, expected: uint8 (N, S, S, 3), inputs and what torch makes of them. gate: what the drop is measured on.
     """
 
     faces: NDArray[np.uint8]
     expected: NDArray[np.uint8]
-    reference_in: NDArray[np.uint8]
-    reference_expected: NDArray[np.uint8]
-    truth: NDArray[np.uint8]
+    gate: GateSet
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """An engine file's parity (None when it cannot run here, `note` saying why) and its quality figures."""
+    """An engine file's parity (None when it cannot run here) and its drop (None when nothing could stand in for it).
+
+    note: why it could not run, for a person. measured_on: what the drop was measured on, in words.
+    """
 
     parity: ParityInfo | None
-    quality: dict[str, float]
+    drop: Drop | None
     note: str = ""
+    measured_on: str = ""
+    quality: dict[str, float] = field(default_factory=dict)
 
 
 def backend_of(format: str) -> str:
@@ -58,18 +61,24 @@ def build_engine_files(
     *,
     sources: OnnxSources,
     config: TensorRtConfig | None = None,
+    kept: Sequence[str] = (),
 ) -> tuple[str, ...]:
     """Write one engine's files into `folder`; return their names, the one to open first.
 
+    kept: layers (convolution node names) of an int8 engine to leave in higher precision.
     Raises BuildError, CalibrationError, BackendUnavailableError.
     """
-    source = sources.get(request.format, request.precision)
+    source = sources.get(request.format, request.precision, kept=kept)
     if request.format == "onnx":
         return (source,)
     if request.format == "openvino":
-        frames = sources.calibration().frames if request.precision == "int8" else None
+        int8 = request.precision == "int8"
         paths = export_openvino(
-            folder / source, folder / f"{request.name}.xml", precision=request.precision, frames=frames
+            folder / source,
+            folder / f"{request.name}.xml",
+            precision=request.precision,
+            frames=sources.calibration().frames if int8 else None,
+            config=sources.nncf_config(kept) if int8 else None,
         )
         return tuple(path.name for path in paths)
     target = folder / f"{request.name}.engine"
@@ -79,30 +88,44 @@ def build_engine_files(
     return target.name, source
 
 
-def measure_engine(path: Path, request: EngineRequest, parity: ParitySet) -> Measured:
-    """Run a written engine file on the parity faces. An engine that cannot run here is not an error.
+def measure_engine(folder: Path, files: Sequence[str], request: EngineRequest, parity: ParitySet) -> Measured:
+    """Run a written engine on the parity and the gate faces. An engine that cannot run here is not an error.
 
-    Quality figures, when there are references: mean PSNR in dB against the clean faces of the engine and of
-    torch in fp32, and their difference.
+    A TensorRT engine that cannot run is judged by the ONNX it was built from, in ONNX Runtime: same weights, same
+    Q/DQ nodes, other kernels.
     """
     try:
-        engine = open_engine_file(path, backend=backend_of(request.format), precision=request.precision)
+        engine = open_engine_file(
+            folder / files[0], backend=backend_of(request.format), precision=request.precision
+        )
     except (BackendUnavailableError, EngineMisfitError) as exc:
-        return Measured(parity=None, quality={}, note=f"{request.name} was not measured: {exc}")
+        note = f"{request.name} was not measured: {exc}"
+        if not files[-1].endswith(".onnx"):
+            return Measured(parity=None, drop=None, note=note)
+        with open_engine_file(folder / files[-1], backend="onnxruntime", device="cpu") as stand_in:
+            drop = _drop(stand_in, parity.gate)
+        on = f"{files[-1]} in ONNX Runtime, in its place"
+        return Measured(parity=None, drop=drop, note=note, measured_on=on, quality=drop.quality())
     with engine:
         found = compare_frames(run_batches(engine, parity.faces), parity.expected)
-        if not len(parity.truth):
-            return Measured(parity=found, quality={})
-        own = mean_psnr(run_batches(engine, parity.reference_in), parity.truth)
-    base = mean_psnr(parity.reference_expected, parity.truth)
-    quality = {"reference_psnr_db": own, "reference_fp32_psnr_db": base, "reference_drop_db": base - own}
-    return Measured(parity=found, quality={key: round(value, 4) for key, value in quality.items()})
+        drop = _drop(engine, parity.gate)
+    return Measured(parity=found, drop=drop, measured_on=files[0], quality=drop.quality())
+
+
+def _drop(engine: Engine, gate: GateSet) -> Drop:
+    return measure_drop(lambda frames: run_batches(engine, frames), gate)
 
 
 def make_entry(
-    request: EngineRequest, folder: Path, files: tuple[str, ...], *, sources: OnnxSources, measured: Measured
+    request: EngineRequest,
+    folder: Path,
+    files: tuple[str, ...],
+    *,
+    sources: OnnxSources,
+    measured: Measured,
+    kept: Sequence[str] = (),
 ) -> EngineEntry:
-    """The manifest entry of a built engine."""
+    """The manifest entry of a built engine. kept: the layers that build_engine_files was given."""
     backend = backend_of(request.format)
     here = device_fingerprint()
     return EngineEntry(
@@ -114,16 +137,15 @@ def make_entry(
         device="cuda" if request.format.startswith("tensorrt") else "any",
         device_fingerprint={key: here[key] for key in _FINGERPRINT.get(request.format, ()) if key in here},
         files=files,
-        onnx_sha256=sha256_file(folder / sources.get(request.format, request.precision)),
-        calibration=_calibration_info(request, sources) if request.precision == "int8" else None,
+        onnx_sha256=sha256_file(folder / (BASE if request.format == "openvino" else files[-1])),
+        calibration=_calibration_info(request, sources, kept) if request.precision == "int8" else None,
         parity=measured.parity,
         quality=measured.quality,
     )
 
 
-def _calibration_info(request: EngineRequest, sources: OnnxSources) -> CalibrationInfo:
+def _calibration_info(request: EngineRequest, sources: OnnxSources, kept: Sequence[str]) -> CalibrationInfo:
     data = sources.calibration()
-    method = (
-        NncfConfig().method if request.format == "openvino" else sources.qdq_config(request.format).method
+    return CalibrationInfo(
+        set_id=data.set_id, count=len(data.frames), method=sources.method(request.format, kept)
     )
-    return CalibrationInfo(set_id=data.set_id, count=len(data.frames), method=method)

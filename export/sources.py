@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
 from ufr_edge.calibration.frames import CalibrationSet
+from ufr_edge.calibration.layers import QuantizedLayers, load_layers
 from ufr_edge.calibration.ptq_onnx import QdqConfig, quantize_onnx
+from ufr_edge.calibration.ptq_openvino import NncfConfig
 from ufr_edge.errors import CalibrationError
 from ufr_edge.export.onnx_export import check_border, export_onnx
+from ufr_edge.files import atomic_file
 from ufr_edge.restorers.edge import EdgeUNet
 
 BASE = "model.onnx"
@@ -35,24 +40,41 @@ class OnnxSources:
         self.side = side
         self._model, self._folder, self._faces = model, folder, faces
         self._calibration = calibration
+        self._layers: dict[str, QuantizedLayers] = {}
 
-    def get(self, format: str, precision: str) -> str:
+    def get(self, format: str, precision: str, *, kept: Sequence[str] = ()) -> str:
         """Return the file name of the ONNX for an engine, writing it first where it is missing.
 
         format: an engine format; OpenVINO starts from the fp32 base whatever the precision.
+        kept: layers (convolution node names) of an int8 graph to leave in float.
         Raises CalibrationError for int8 without calibration frames, BuildError when the export fails.
         """
-        name = source_name(format, precision)
+        name = source_name(format, precision, mixed=bool(kept))
         path = self._folder / name
-        if path.exists():
+        if path.exists() and (name == BASE or not kept):
             return name
         if name == BASE or precision == "fp16":
             export_onnx(self._model, path, side=self.side, faces=self._faces, half=precision == "fp16")
         else:
-            base = self._folder / self.get("onnx", "fp32")
-            quantize_onnx(base, path, self.calibration().frames, config=self.qdq_config(format))
-            check_border(onnx.load(path))
+            proto = self.layers(format).with_float(kept) if kept else self.layers(format).quantized
+            check_border(proto)
+            with atomic_file(path) as beside:
+                onnx.save(proto, beside)
         return name
+
+    def layers(self, format: str) -> QuantizedLayers:
+        """The layers of the Q/DQ graph for an engine format, quantized on first use (OpenVINO: ONNX Runtime's).
+
+        Raises CalibrationError without calibration frames, BuildError.
+        """
+        config = self.qdq_config(format)
+        if config.runtime not in self._layers:
+            base = self._folder / self.get("onnx", "fp32")
+            with TemporaryDirectory(prefix="ufr-edge-int8-") as folder:
+                target = Path(folder) / "int8.onnx"
+                quantize_onnx(base, target, self.calibration().frames, config=config)
+                self._layers[config.runtime] = load_layers(base, target)
+        return self._layers[config.runtime]
 
     def calibration(self) -> CalibrationSet:
         """The calibration set. Raises CalibrationError when there is none."""
@@ -62,14 +84,32 @@ class OnnxSources:
         return self._calibration
 
     def qdq_config(self, format: str) -> QdqConfig:
-        """How the Q/DQ graph for an engine format is made."""
-        return QdqConfig(runtime="onnxruntime" if format == "onnx" else "tensorrt")
+        """How the Q/DQ graph for an engine format is made. Raises CalibrationError without calibration frames."""
+        return QdqConfig(
+            runtime="tensorrt" if format.startswith("tensorrt") else "onnxruntime",
+            percentile=self.calibration().config.percentile,
+        )
+
+    def nncf_config(self, kept: Sequence[str] = ()) -> NncfConfig:
+        """How OpenVINO's int8 engine is made. Raises CalibrationError without calibration frames."""
+        ignored = sorted(self.layers("openvino").openvino_names(kept)) if kept else ()
+        return NncfConfig(ignored=tuple(ignored), percentile=self.calibration().config.percentile)
+
+    def method(self, format: str, kept: Sequence[str] = ()) -> str:
+        """The quantization method in words, as the manifest records it."""
+        plain = self.nncf_config().method if format == "openvino" else self.qdq_config(format).method
+        if not kept:
+            return plain
+        labels = ", ".join(self.layers(format).label(name) for name in kept)
+        return f"{plain}; in higher precision: {labels}"
 
 
-def source_name(format: str, precision: str) -> str:
-    """The file name of the ONNX that an engine is built from."""
+def source_name(format: str, precision: str, *, mixed: bool = False) -> str:
+    """The file name of the ONNX that an engine is built from. mixed: int8 with layers in float, one per format."""
     if format == "openvino" or precision == "fp32":
         return BASE
     if precision == "fp16":
         return "model-fp16.onnx"
+    if mixed:
+        return f"model-int8-{format}-mixed.onnx"
     return "model-int8.onnx" if format == "onnx" else "model-int8-tensorrt.onnx"

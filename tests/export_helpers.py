@@ -11,10 +11,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ufr_edge.calibration.compare import pattern_frames
-from ufr_edge.restorers.edge import EdgeConfig, EdgeUNet, build_restorer
+from ufr_edge.calibration.frames import CalibrationConfig
+from ufr_edge.restorers.edge import EdgeConfig, EdgeUNet, ResidualBlock, build_restorer
 from ufr_edge.restorers.files import LoadedRestorer, save_restorer
 
 SIDE = 64
+ANY_PICTURES = CalibrationConfig(require_faces=False)
+"""For the smooth blobs of these tests, which no detector takes for faces."""
 TINY = EdgeConfig(channels=(8, 8, 8, 8), encoder_blocks=(1, 1, 1, 1), decoder_blocks=(1, 1, 1))
 
 
@@ -23,10 +26,26 @@ def tiny_model() -> EdgeUNet:
     return _trained_looking(EdgeUNet(TINY))
 
 
-def tiny_restorer(folder: Path) -> LoadedRestorer:
-    """The tiny model as if loaded from a file in `folder`."""
-    path = folder / "weights.safetensors"
+def hostile_model(*blocks: str) -> EdgeUNet:
+    """The tiny model, computing the same, with a channel between the convolutions of some blocks 1000 times as
+    large: one range for all channels then leaves the others next to nothing. Default: one block."""
     model = tiny_model()
+    for name in blocks or ("decoder.0.0",):
+        block = model.get_submodule(name)
+        assert isinstance(block, ResidualBlock)
+        with torch.no_grad():
+            block.conv2.weight.mul_(20)  # so that the block matters
+            block.conv1.weight[0].mul_(1000)
+            assert block.conv1.bias is not None
+            block.conv1.bias[0].mul_(1000)
+            block.conv2.weight[:, 0].div_(1000)
+    return model
+
+
+def tiny_restorer(folder: Path, model: EdgeUNet | None = None) -> LoadedRestorer:
+    """The tiny model (or another of its shape) as if loaded from a file in `folder`."""
+    path = folder / "weights.safetensors"
+    model = model or tiny_model()
     save_restorer(model, path, arch="edge-s", side=SIDE)
     return LoadedRestorer(model=model, arch="edge-s", side=SIDE, meta={"camera": "door"}, path=path)
 

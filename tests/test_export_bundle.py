@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from export_helpers import SIDE, tiny_restorer, write_faces, write_run
+from export_helpers import ANY_PICTURES, SIDE, tiny_restorer, write_faces, write_run
 
-from ufr_edge.calibration.compare import pattern_frames
-from ufr_edge.calibration.frames import load_calibration
+from ufr_edge.calibration.compare import pattern_frames, run_batches
+from ufr_edge.calibration.frames import load_calibration, load_faces
 from ufr_edge.calibration.verify import failing, verify_bundle
 from ufr_edge.cli import main
 from ufr_edge.errors import (
@@ -22,14 +22,15 @@ from ufr_edge.errors import (
     InputFileError,
     OutputError,
 )
-from ufr_edge.export import bundle_export
-from ufr_edge.export.bundle_export import ExportReport, export_bundle
+from ufr_edge.export import gated_build
+from ufr_edge.export.bundle_export import ExportOptions, ExportReport, export_bundle
 from ufr_edge.export.engine_build import build_engine_files
 from ufr_edge.export.requests import EngineRequest
 from ufr_edge.runtime.bundle import open_bundle_engine, read_bundle
 
 FP32 = EngineRequest(format="onnx", precision="fp32")
 INT8 = EngineRequest(format="onnx", precision="int8")
+OPTIONS = ExportOptions(calibration=ANY_PICTURES)
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +51,7 @@ def report(tmp_path_factory: pytest.TempPathFactory, faces: Path) -> ExportRepor
         calibration=faces,
         reference=folder / "pairs",
         lineage={"run_id": "r1"},
+        options=OPTIONS,
     )
 
 
@@ -57,7 +59,8 @@ def test_the_bundle_is_whole_and_says_where_it_comes_from(report: ExportReport, 
     bundle = read_bundle(report.path)
     bundle.check()
     assert bundle.manifest == report.manifest
-    assert {p.name for p in report.path.iterdir()} == {"manifest.json", *report.manifest.files}
+    files = {p.relative_to(report.path).as_posix() for p in report.path.rglob("*") if p.is_file()}
+    assert files == {"manifest.json", *report.manifest.files}
     assert report.manifest.name == "door"
     assert report.manifest.lineage == {
         "camera": "door",
@@ -66,7 +69,7 @@ def test_the_bundle_is_whole_and_says_where_it_comes_from(report: ExportReport, 
     }
     info = report.manifest.engine("onnx-int8").calibration
     assert info is not None
-    assert info.set_id == load_calibration(faces, SIDE).set_id
+    assert info.set_id == load_calibration(faces, SIDE, config=ANY_PICTURES).set_id
     assert info.count == 10
     assert report.manifest.engine("onnx-fp32").calibration is None
 
@@ -86,6 +89,32 @@ def test_references_give_the_drop(report: ExportReport) -> None:
     drop = quality["reference_fp32_psnr_db"] - quality["reference_psnr_db"]
     assert quality["reference_drop_db"] == pytest.approx(drop, abs=1e-3)
     assert abs(report.manifest.engine("onnx-fp32").quality["reference_drop_db"]) < 0.01
+
+
+def test_the_evidence_is_in_the_bundle(report: ExportReport, faces: Path) -> None:
+    chosen = json.loads((report.path / "calibration.json").read_text())
+    data = load_calibration(faces, SIDE, config=ANY_PICTURES)
+    assert chosen["chosen"] == [path.name for path in data.paths]
+    assert chosen["set_id"] == data.set_id
+    gate = json.loads((report.path / "gate.json").read_text())
+    assert gate["limits"]["drop_db"] == 0.3
+    assert gate["engines"]["onnx-int8"]["kept_layers"] == []
+    quality = report.manifest.engine("onnx-int8").quality
+    assert gate["engines"]["onnx-int8"]["drop"]["mean_db"] == quality["reference_drop_db"]
+    # What verify reads: inputs, and what fp32 makes of them.
+    inputs, wanted = (load_faces(report.path / "reference" / part, SIDE, limit=99) for part in ("lq", "fp32"))
+    assert np.array_equal(inputs, load_faces(faces, SIDE, limit=99)[:8])
+    with open_bundle_engine(report.path, engine="onnx-fp32") as engine:
+        assert np.abs(run_batches(engine, inputs).astype(int) - wanted).max() <= 1
+
+
+def test_faces_need_not_be_stored(tmp_path: Path, faces: Path) -> None:
+    options = ExportOptions(store_faces=False)
+    report = export_bundle(
+        tiny_restorer(tmp_path), tmp_path / "a.ufr", formats=[FP32], parity_faces=faces, options=options
+    )
+    assert set(report.manifest.files) == {"model.onnx", "gate.json"}
+    assert not list(report.path.rglob("*.png"))
 
 
 def test_the_runtime_opens_it(report: ExportReport) -> None:
@@ -176,9 +205,9 @@ def test_a_failure_midway_leaves_the_old_bundle(
             raise BuildError(msg)
         return build_engine_files(request, *args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(bundle_export, "build_engine_files", fail_on_int8)
+    monkeypatch.setattr(gated_build, "build_engine_files", fail_on_int8)
     with pytest.raises(BuildError):
-        export_bundle(restorer, old, formats=[FP32, INT8], calibration=faces, overwrite=True)
+        export_bundle(restorer, old, formats=[FP32, INT8], calibration=faces, overwrite=True, options=OPTIONS)
     assert (old / "precious").read_text() == "kept"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.ufr", "weights.safetensors"]
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,6 +14,27 @@ from ufr_edge.progress import progress_bar
 
 if TYPE_CHECKING:
     from ufr_edge.export.bundle_export import ExportReport
+
+
+PERCENTILE = 99.99
+
+
+class MaxDrop(click.ParamType):
+    """A drop in dB, or "none" (which becomes None)."""
+
+    name = "DB|none"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | None:
+        """Return dB of at least 0, or None."""
+        if value is None or str(value).lower() == "none":
+            return None
+        try:
+            drop = float(value)
+        except ValueError:
+            drop = -1.0
+        if not 0 <= drop < math.inf:
+            self.fail(f"{value!r} is no drop in dB (0 or more), and not none.", param, ctx)
+        return drop
 
 
 @click.command("export")
@@ -50,6 +72,37 @@ if TYPE_CHECKING:
     help="Folder with lq/ and hq/ pairs: also measure each engine against the truth.",
 )
 @click.option(
+    "--max-drop",
+    type=MaxDrop(),
+    default="0.3",
+    show_default=True,
+    help="What an engine below fp32 may lose on held-out faces, mean PSNR in dB; none: measure, refuse nothing.",
+)
+@click.option(
+    "--gate-faces",
+    type=click.Path(path_type=Path),
+    help="Folder of aligned faces, or with lq/ and hq/ pairs, to measure that on.  "
+    "[default: the references, else faces held out of --calibration]",
+)
+@click.option(
+    "--gate-time",
+    type=click.FloatRange(0),
+    default=120.0,
+    show_default=True,
+    help="Seconds per engine for putting layers back to higher precision.",
+)
+@click.option(
+    "--ranges",
+    type=click.Choice(["minmax", "percentile"]),
+    default="minmax",
+    show_default=True,
+    help="Range of the activations of an int8 engine: all of it, or without its outermost 0.01 %.",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the choice of frames.")
+@click.option(
+    "--no-stored-faces", is_flag=True, help="Put no reference faces (pictures of people) into the bundle."
+)
+@click.option(
     "--side", type=int, help="Face side in pixels, a multiple of 32.  [default: the restorer's own]"
 )
 @click.option("--overwrite", is_flag=True, help="Replace the bundle if it is there.")
@@ -63,6 +116,12 @@ def command(
     calibration: Path | None,
     faces: Path | None,
     reference: Path | None,
+    max_drop: float | None,
+    gate_faces: Path | None,
+    gate_time: float,
+    ranges: str,
+    seed: int,
+    no_stored_faces: bool,
     side: int | None,
     overwrite: bool,
     as_json: bool,
@@ -71,16 +130,25 @@ def command(
     """Turn a trained restorer into a bundle of device engines.
 
     RUN_OR_NAME is a shipped restorer, a run folder or a .safetensors file. Every engine file is run once it is
-    written and compared with torch; the figures go into the manifest.
+    written and compared with torch; the figures go into the manifest. An int8 engine that loses more than
+    --max-drop gets its worst layers back in higher precision; where that does not do, nothing is written (exit 3).
     """
     from ufr_edge.export.requests import plan_requests
 
     requests = plan_requests(formats, precisions)  # before torch is loaded: a wrong combination fails at once
 
-    from ufr_edge.export.bundle_export import export_bundle
+    from ufr_edge.calibration.frames import CalibrationConfig
+    from ufr_edge.calibration.gate import GateConfig
+    from ufr_edge.export.bundle_export import ExportOptions, export_bundle
     from ufr_edge.restorers.files import load_restorer
 
     restorer = load_restorer(source)
+    options = ExportOptions(
+        gate=None if max_drop is None else GateConfig(max_drop_db=max_drop, time_s=gate_time),
+        gate_faces=gate_faces,
+        calibration=CalibrationConfig(seed=seed, percentile=PERCENTILE if ranges == "percentile" else None),
+        store_faces=not no_stored_faces,
+    )
     with progress_bar("Exporting", len(requests), show=not (no_progress or as_json)) as advance:
         report = export_bundle(
             restorer,
@@ -91,6 +159,7 @@ def command(
             parity_faces=faces,
             reference=reference,
             overwrite=overwrite,
+            options=options,
             advance=advance,
         )
     if as_json:
@@ -116,12 +185,10 @@ def _print_report(report: ExportReport) -> None:
     origin = manifest.lineage.get("parity_faces", "")
     columns = ["engine", "backend", "files", "PSNR to torch", "max", "mean", "on"]
     print_table(f"{report.path}: {arch} at {side} px, compared with torch on: {origin}", columns, rows)
-    for entry in manifest.engines:
-        if "reference_drop_db" in entry.quality:
-            figures = entry.quality
-            click.echo(
-                f"{entry.name}: {figures['reference_psnr_db']:.2f} dB against the references, "
-                f"fp32 {figures['reference_fp32_psnr_db']:.2f} dB (drop {figures['reference_drop_db']:.2f} dB)"
-            )
+    for name, built in report.gated.items():
+        if built.measured.drop is not None:
+            click.echo(f"{name}: {built.measured.drop.describe()}")
+        if built.labels:
+            click.echo(f"{name}: in higher precision, worst first: {', '.join(built.labels)}")
     for note in report.notes:
         click.echo(f"note: {note}")

@@ -1,0 +1,56 @@
+"""What a bundle carries to prove its figures: reference faces, the calibration choice, the gate's record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ufr_edge.calibration.frames import CalibrationSet
+from ufr_edge.calibration.gate import GateConfig, GateSet
+from ufr_edge.export.gated_build import GatedEngine
+from ufr_edge.files import write_json
+from ufr_edge.runtime.images import write_image
+
+REFERENCE = "reference"
+CALIBRATION = "calibration.json"
+GATE = "gate.json"
+REFERENCE_FACES = 8
+
+
+def write_reference(folder: Path, gate: GateSet, *, limit: int = REFERENCE_FACES) -> tuple[str, ...]:
+    """Write up to `limit` gate faces into the bundle `folder`; return their file names in it.
+
+    `reference/lq/NNN.png` are the inputs, `reference/fp32/NNN.png` what fp32 makes of them and, where the truth is
+    known, `reference/hq/NNN.png` the truth.
+    """
+    names = []
+    for part, frames in (("lq", gate.faces), ("fp32", gate.expected), ("hq", gate.truth)):
+        for index, frame in enumerate(frames[:limit]):
+            name = f"{REFERENCE}/{part}/{index:03d}.png"
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            write_image(folder / name, frame)
+            names.append(name)
+    return tuple(names)
+
+
+def write_calibration(folder: Path, data: CalibrationSet) -> str:
+    """Write which frames were chosen, and by what seed; return the file's name."""
+    write_json(folder / CALIBRATION, data.record())
+    return CALIBRATION
+
+
+def write_gate(
+    folder: Path, gate: GateSet, config: GateConfig | None, engines: Mapping[str, GatedEngine]
+) -> str:
+    """Write each engine's drop, the layers kept in higher precision and the seconds spent; return the file's name."""
+    limits: dict[str, Any] | None = None
+    if config is not None:
+        limits = {"drop_db": config.max_drop_db, "worst_db": config.max_worst_db, "gmsd": config.max_gmsd}
+    record = {
+        "faces": gate.origin,
+        "limits": limits,
+        "engines": {name: engine.record() for name, engine in engines.items()},
+    }
+    write_json(folder / GATE, record)
+    return GATE
