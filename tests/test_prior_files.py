@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from ufr_edge.errors import BackendUnavailableError, InputFileError, ModelFileError, UfrEdgeError
 from ufr_edge.priors import files
-from ufr_edge.priors.files import load_prior
+from ufr_edge.priors.files import load_prior, prior_digest
 from ufr_edge.priors.model import DiffusionPrior, build_prior
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -193,10 +193,46 @@ def test_a_class_conditional_network_is_refused(tmp_path: Path) -> None:
         load_prior(tmp_path)
 
 
-def test_pickles_are_not_read(tmp_path: Path) -> None:
-    small().unet.save_pretrained(tmp_path, safe_serialization=False)
-    with pytest.raises(InputFileError, match="safe_serialization"):
+def test_a_pickled_file_is_read_where_there_is_no_other(tmp_path: Path) -> None:
+    prior = small(prediction_type="epsilon")
+    prior.unet.save_pretrained(tmp_path, safe_serialization=False)
+    assert torch.equal(outputs(load_prior(tmp_path)), outputs(prior))
+    assert prior_digest(tmp_path) != prior_digest("prior-256")
+
+
+def test_attention_under_the_names_of_2022_is_read(tmp_path: Path) -> None:
+    """The hub's first DDPM uploads (celebahq-256 among them) are pickled, with query, key, value, proj_attn."""
+    prior = small(prediction_type="epsilon")
+    prior.unet.save_pretrained(tmp_path, safe_serialization=False)
+    names = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    tensors = dict(prior.unet.state_dict())
+    for new, old in names.items():
+        tensors = {key.replace(f".{new}.", f".{old}."): tensor for key, tensor in tensors.items()}
+    torch.save(tensors, tmp_path / "diffusion_pytorch_model.bin")
+    assert any(".proj_attn." in key for key in tensors)
+    assert torch.equal(outputs(load_prior(tmp_path)), outputs(prior))
+
+
+class Evil:
+    """What unpickling must never run."""
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, ("ran",)
+
+
+def test_nothing_but_tensors_is_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small(prediction_type="epsilon").unet.save_pretrained(tmp_path, safe_serialization=False)
+    torch.save({"conv_in.weight": Evil()}, tmp_path / "diffusion_pytorch_model.bin")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelFileError, match="damaged"):
         load_prior(tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_folder_without_weights_is_refused(folder: Path) -> None:
+    (folder / "unet" / WEIGHTS).unlink()
+    with pytest.raises(InputFileError, match=r"neither .*safetensors nor .*\.bin"):
+        load_prior(folder)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]"])
@@ -221,18 +257,38 @@ def test_missing_and_empty_folders(tmp_path: Path) -> None:
 def test_hub_models_are_fetched_as_folders(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, list[str]]] = []
 
-    def fetch(hub_id: str, *, allow_patterns: list[str]) -> str:
+    def fetch(hub_id: str, *, allow_patterns: list[str], local_files_only: bool) -> str:
+        assert not local_files_only
         asked.append((hub_id, allow_patterns))
         return str(folder)
 
     monkeypatch.setattr(files, "snapshot_download", fetch)
     assert load_prior("someone/some-prior").side == 32
     assert asked[0][0] == "someone/some-prior"
+    assert len(asked) == 1
     assert not any("bin" in pattern for pattern in asked[0][1])
 
 
+def test_the_pickled_file_of_the_hub_is_fetched_only_where_there_is_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+
+    def fetch(hub_id: str, *, allow_patterns: list[str], local_files_only: bool) -> str:
+        assert local_files_only
+        asked.append(allow_patterns)
+        return str(tmp_path)
+
+    monkeypatch.setenv("UFR_OFFLINE", "1")
+    monkeypatch.setattr(files, "snapshot_download", fetch)
+    small(prediction_type="epsilon").unet.save_pretrained(tmp_path, safe_serialization=False)
+    assert load_prior("someone/some-prior").side == 32
+    assert "diffusion_pytorch_model.bin" in asked[1]
+    assert not any("bin" in pattern for pattern in asked[0])
+
+
 def test_a_hub_out_of_reach_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fetch(hub_id: str, *, allow_patterns: list[str]) -> str:
+    def fetch(hub_id: str, *, allow_patterns: list[str], local_files_only: bool) -> str:
         msg = f"no {hub_id}"
         raise LocalEntryNotFoundError(msg)
 

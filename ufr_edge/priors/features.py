@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ufr_edge.errors import ConfigError, ShapeError
+from ufr_edge.priors.improved_diffusion import ImprovedDiffusionPrior
 from ufr_edge.priors.model import DiffusionPrior, clean_input
 from ufr_edge.priors.schedule import BASE_STEPS, base_abar
 
@@ -22,7 +23,8 @@ class PriorFeatures(nn.Module):
     float (B, C, h, w) map per level, finest first. No noise is added: images in [-1, 1] are scaled by
     sqrt(abar) of the timestep. Gradients reach the images, never the weights.
 
-    Raises ConfigError when `timestep` is not in [0, 1000), ShapeError on a wrong shape.
+    Raises ConfigError when `timestep` is not in [0, 1000) or the prior is no diffusers network, ShapeError on a
+    wrong shape.
     """
 
     emb: Tensor
@@ -31,6 +33,9 @@ class PriorFeatures(nn.Module):
         super().__init__()
         if not 0 <= timestep < BASE_STEPS:
             msg = f"The feature timestep must lie in 0..{BASE_STEPS - 1}; got {timestep}."
+            raise ConfigError(msg)
+        if isinstance(prior, ImprovedDiffusionPrior):
+            msg = "Prior features come from a prior in diffusers' layout; use LPIPS with an improved-diffusion prior."
             raise ConfigError(msg)
         unet = prior.unet
         self.timestep = timestep

@@ -1,4 +1,4 @@
-"""Reading priors in diffusers' own layout: a shipped one, a local folder, or a model of the hub."""
+"""Reading priors: a shipped one, a folder or hub model in diffusers' layout, or an improved-diffusion file."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -21,13 +22,18 @@ from huggingface_hub.errors import (
 )
 from safetensors import SafetensorError
 
+from ufr_edge.downloads import is_offline
 from ufr_edge.errors import BackendUnavailableError, InputFileError, ModelFileError
 from ufr_edge.files import read_json, sha256_file
+from ufr_edge.priors.improved_diffusion import load_improved_diffusion
 from ufr_edge.priors.model import DiffusionPrior
 from ufr_edge.priors.schedule import BASE_STEPS, BETA_END, BETA_START
+from ufr_edge.restorers.registry import KNOWN_MODELS, find_known, require_licence
 from ufr_edge.weights import WEIGHTS_DIR
 
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
+_PICKLED = "diffusion_pytorch_model.bin"
+_FILES = (".pth", ".pt", ".ckpt", ".safetensors")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # What the sampler takes for granted; a scheduler that leaves a key out gets diffusers' own default.
 _SCHEDULE = {
@@ -44,13 +50,19 @@ def load_prior(source: str | Path) -> DiffusionPrior:
     """Load a prior: float32 (fp16 weights are widened), in eval mode, on the CPU.
 
     `source`: a folder holding `unet/` and `scheduler/`, or a bare UNet2DModel (config.json and weights,
-    taken as predicting epsilon under the paper's schedule); a shipped name ("prior-256"); or a hub id
-    ("owner/name"; HF_HUB_OFFLINE is honoured). Safetensors only.
+    taken as predicting epsilon under the paper's schedule); a shipped name ("prior-256"); a known one
+    ("iddpm-ffhq-512", see `registry`); a hub id ("owner/name"; HF_HUB_OFFLINE and UFR_OFFLINE are honoured);
+    or the original file of an improved-diffusion UNet at 512 px. Only tensors are read of any file.
 
     Raises InputFileError (no such folder, name or model), BackendUnavailableError (the hub cannot be
-    reached), ModelFileError (damaged, another network, or trained on another schedule).
+    reached), ModelFileError (damaged, another network, or trained on another schedule), ConfigError (a known
+    model's restricted licence has not been accepted).
     """
     folder = find_prior(source)
+    if str(source) in KNOWN_MODELS:
+        require_licence(KNOWN_MODELS[str(source)], accept=False)
+    if folder.is_file():
+        return load_improved_diffusion(folder)
     unet_folder = folder / "unet" if (folder / "unet").is_dir() else folder
     prediction = read_schedule(folder)
     _check_is_unet(unet_folder)
@@ -60,22 +72,31 @@ def load_prior(source: str | Path) -> DiffusionPrior:
 
 
 def find_prior(source: str | Path) -> Path:
-    """Resolve a folder, a shipped name or a hub id to a local folder. Errors as in `load_prior`."""
+    """Resolve a folder, a file, a shipped or known name or a hub id to a local path. Errors as in `load_prior`."""
     path = Path(source)
-    if path.is_dir():
+    if path.is_dir() or (path.is_file() and path.suffix in _FILES):
         return path
     if isinstance(source, str) and (WEIGHTS_DIR / source / "unet").is_dir():
         return WEIGHTS_DIR / source
+    if (known := find_known(str(source), kind="prior")) is not None:
+        return known
     if isinstance(source, str) and _HUB_ID.fullmatch(source) and not path.exists():
         return _fetch(source)
     names = ", ".join(sorted(p.parent.name for p in WEIGHTS_DIR.glob("*/unet"))) or "none"
-    msg = f"{source} is no prior: give a folder in diffusers' layout, a hub id owner/name, or a shipped name ({names})."
+    known_names = ", ".join(name for name, model in KNOWN_MODELS.items() if model.kind == "prior")
+    msg = (
+        f"{source} is no prior: give a folder in diffusers' layout, a hub id owner/name, an improved-diffusion file "
+        f"({', '.join(_FILES)}), a known name ({known_names}), or a shipped name ({names})."
+    )
     raise InputFileError(msg)
 
 
 def prior_digest(source: str | Path) -> str:
     """Return the SHA-256 over a prior's weight files, in the order of their names. Errors as in `load_prior`."""
-    files = sorted(find_prior(source).rglob("*.safetensors"))
+    path = find_prior(source)
+    if path.is_file():
+        return sha256_file(path)
+    files = sorted(path.rglob("*.safetensors")) or sorted(path.rglob(_PICKLED))
     return hashlib.sha256("".join(sha256_file(path) for path in files).encode()).hexdigest()
 
 
@@ -109,19 +130,24 @@ def _check_is_unet(folder: Path) -> None:
     if name != "UNet2DModel":
         msg = f"{path} describes a {name}, not a UNet2DModel. Give an unconditional pixel-space prior."
         raise ModelFileError(msg)
-    if not any(folder.glob("diffusion_pytorch_model*.safetensors*")):
-        msg = f"{folder} holds no {_WEIGHTS}. Pickled weights are not read: save them with safe_serialization=True."
+    if not _has_safetensors(folder) and not (folder / _PICKLED).is_file():
+        msg = f"{folder} holds neither {_WEIGHTS} nor {_PICKLED}: it has no weights that are read."
         raise InputFileError(msg)
 
 
+def _has_safetensors(folder: Path) -> bool:
+    return any(folder.glob("diffusion_pytorch_model*.safetensors*"))
+
+
 def _read_unet(folder: Path) -> UNet2DModel:
-    variant = None if (folder / _WEIGHTS).exists() else "fp16"
+    safe = _has_safetensors(folder)  # else the pickled file, of which diffusers unpickles tensors only
+    variant = "fp16" if safe and not (folder / _WEIGHTS).exists() else None
     with _file_errors(folder):
         # low_cpu_mem_usage would leave tensors missing from the file on the meta device.
         unet, info = UNet2DModel.from_pretrained(
             folder,
             local_files_only=True,
-            use_safetensors=True,
+            use_safetensors=safe,
             variant=variant,
             torch_dtype=torch.float32,
             low_cpu_mem_usage=False,
@@ -146,8 +172,12 @@ def _check_outputs(prior: DiffusionPrior, folder: Path) -> None:
 
 def _fetch(hub_id: str) -> Path:
     wanted = [f"{part}{name}" for part in ("", "unet/", "scheduler/") for name in ("*.json", "*.safetensors")]
+    pickled = [f"{part}{_PICKLED}" for part in ("", "unet/")]
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=wanted))
+        folder = Path(snapshot_download(hub_id, allow_patterns=wanted, local_files_only=is_offline()))
+        if any(folder.rglob("*.safetensors")):
+            return folder
+        return Path(snapshot_download(hub_id, allow_patterns=[*wanted, *pickled], local_files_only=is_offline()))
     except (RepositoryNotFoundError, HFValidationError) as exc:
         msg = (
             f"{hub_id} is no folder here, and no model of the hub that can be read. Check the name or log in."
@@ -155,7 +185,7 @@ def _fetch(hub_id: str) -> Path:
         raise InputFileError(msg) from exc
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, ConnectionError) as exc:
         msg = (
-            f"{hub_id} is no folder here, and the Hugging Face hub cannot be reached (or HF_HUB_OFFLINE is set)."
+            f"{hub_id} is no folder here, and the Hugging Face hub cannot be reached (or HF_HUB_OFFLINE or UFR_OFFLINE is set)."
             f" Fetch it where there is a network (hf download {hub_id}) and give that folder."
         )
         raise BackendUnavailableError(msg) from exc
@@ -177,7 +207,7 @@ def _file_errors(folder: Path) -> Iterator[None]:
     """Turn what diffusers, safetensors and torch raise on a bad file into ModelFileError."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as exc:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError, UnpicklingError) as exc:
         # torch lists one misfit a line under a heading; the first tells enough.
         lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
         reason = " ".join(lines[:2])[:300] or type(exc).__name__

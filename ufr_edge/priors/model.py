@@ -74,7 +74,9 @@ class DiffusionPrior(nn.Module):
         return error.mean()
 
     def _check(self, x_t: Tensor) -> None:
-        multiple = 8 * self.factor
+        self._check_multiple(x_t, 8 * self.factor)
+
+    def _check_multiple(self, x_t: Tensor, multiple: int) -> None:
         if x_t.ndim != 4 or x_t.shape[1] != 3 or x_t.shape[2] % multiple or x_t.shape[3] % multiple:
             msg = f"The prior takes (B, 3, H, W) with H and W multiples of {multiple}; got {tuple(x_t.shape)}."
             raise ShapeError(msg)
