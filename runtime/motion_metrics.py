@@ -178,10 +178,10 @@ class SpeakingScene:
         self._scene = SyntheticScene([picture], size=size, frames=frames, seed=seed, motion=motion)
         self._picture, self._size, self._sensor, self._rate = picture, size, sensor, rate
         eyes = float(np.linalg.norm(landmarks[1] - landmarks[0]))
-        rows, columns = np.indices(picture.shape[:2], dtype=np.float32)
-        self._grid = (columns, rows)
+        self._grid = _grid(picture)
         self._mouth = 0.16 * eyes * _bump(self._grid, landmarks[3:].mean(axis=0), 0.35 * eyes)
-        self._lids = sum(0.12 * eyes * _bump(self._grid, eye, 0.16 * eyes) for eye in landmarks[:2])
+        left, right = (_bump(self._grid, eye, 0.16 * eyes) for eye in landmarks[:2])
+        self._lids = 0.12 * eyes * (left + right)
 
     def __len__(self) -> int:
         return len(self._scene)
@@ -205,6 +205,11 @@ class SpeakingScene:
         """Frame `index` as this camera's sensor gives it."""
         clean = self.clean(index)
         return clean if self._sensor is None else self._sensor(clean, index)
+
+
+def _grid(picture: Frame) -> tuple[FloatArray, FloatArray]:
+    rows, columns = np.indices(picture.shape[:2]).astype(np.float32)
+    return np.asarray(columns, np.float32), np.asarray(rows, np.float32)
 
 
 def _bump(grid: tuple[FloatArray, FloatArray], centre: FloatArray, sigma: float) -> FloatArray:
