@@ -73,7 +73,8 @@ class NetworkLink:
 
     def __init__(self, uri: Uri, config: LinkConfig) -> None:
         self._uri, self._config = uri, config
-        options = {"fflags": "nobuffer", "flags": "low_delay"}
+        # Not "nobuffer", which throws away what was read to learn the codec; but little is read for that.
+        options = {"flags": "low_delay", "analyzeduration": "1000000"}
         if uri.scheme.startswith("rtsp"):
             options["rtsp_transport"] = config.transport
         try:

@@ -127,7 +127,7 @@ class ReconnectingSource:
             msg = f"{name} gave no picture before it was stopped."
             raise SourceLostError(msg)
         self._first: Grabbed | None = first
-        self.live = not self._link.finite
+        self.live: bool = not self._link.finite
         height, width = first.image.shape[:2]
         self.info = VideoInfo(
             name=name,
