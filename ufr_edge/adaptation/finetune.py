@@ -17,7 +17,7 @@ from ufr_edge.adaptation.sources import degrading_source, face_source
 from ufr_edge.adaptation.workers import Workers
 from ufr_edge.config import to_json
 from ufr_edge.errors import ConfigError, InputFileError
-from ufr_edge.files import sha256_file
+from ufr_edge.files import sha256_file, write_json
 from ufr_edge.priors.features import PriorFeatures
 from ufr_edge.priors.files import load_prior
 from ufr_edge.restorers.files import WEIGHTS_NAME, load_restorer, save_restorer
@@ -99,7 +99,13 @@ def finetune(
         workers=workers,
     )
     steps = run_loop(
-        task, out, config.loop, steps=config.training.steps, origin=origin, settings=to_json(config), show=show
+        task,
+        out,
+        config.loop,
+        steps=config.training.steps,
+        origin=origin,
+        on_start=lambda: write_json(out / "config.json", to_json(config)),
+        show=show,
     )
     path = out / WEIGHTS_NAME
     meta = {"steps": str(steps), "parent_sha256": sha256_file(start.path), "pairs": str(len(pairs.lq))}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,6 @@ from ufr_edge.adaptation.journal import Journal
 from ufr_edge.adaptation.training import CHECKPOINT, LOG, deferred_interrupt, load_checkpoint, save_checkpoint
 from ufr_edge.adaptation.workers import Workers
 from ufr_edge.errors import ConfigError, ModelFileError
-from ufr_edge.files import write_json
 from ufr_edge.progress import progress_bar
 
 
@@ -63,12 +62,12 @@ def run_loop(
     *,
     steps: int,
     origin: str | None = None,
-    settings: Mapping[str, Any] | None = None,
+    on_start: Callable[[], object] | None = None,
     show: bool = True,
 ) -> int:
     """Train `task` in the folder `run`, going on from its checkpoint when there is one. Returns the steps done.
 
-    `settings` is written to `run`/config.json once the checkpoint turned out to fit.
+    `on_start` is called once the checkpoint turned out to fit, where files may be written.
     Ctrl-C (or SIGTERM) ends after the step in hand: state is saved, then KeyboardInterrupt is raised.
     `origin` names what is trained from and on; see `check_origin`.
     Raises TrainingError on a NaN loss, ModelFileError for a checkpoint of another kind or network.
@@ -76,8 +75,8 @@ def run_loop(
     step, workers = _go_on(task, run), task.workers
     if workers.main:
         run.mkdir(parents=True, exist_ok=True)
-    if workers.main and settings is not None:
-        write_json(run / "config.json", settings)
+    if workers.main and on_start is not None:
+        on_start()
     deadline = time.monotonic() + config.minutes * 60 if config.minutes else float("inf")
     with (
         closing(Journal(run, step=step, writes=workers.main)) as journal,

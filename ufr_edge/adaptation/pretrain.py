@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -27,7 +28,7 @@ from ufr_edge.adaptation.training import CHECKPOINT, resolve_precision
 from ufr_edge.adaptation.workers import Workers
 from ufr_edge.config import to_json
 from ufr_edge.errors import ConfigError
-from ufr_edge.files import atomic_folder
+from ufr_edge.files import atomic_folder, write_json
 from ufr_edge.priors.features import PriorFeatures
 from ufr_edge.priors.files import load_prior
 from ufr_edge.priors.model import DiffusionPrior, build_prior
@@ -138,8 +139,8 @@ def pretrain_restorer(
         run=out,
         workers=workers,
     )
-    _announce(out, found, workers, config.training.precision, tell)
-    steps = run_loop(task, out, config.loop, steps=config.training.steps, settings=to_json(config), show=show)
+    start = partial(_announce, out, found, workers, config, tell)
+    steps = run_loop(task, out, config.loop, steps=config.training.steps, on_start=start, show=show)
     if workers.main:
         meta = {"steps": str(steps), "degradations": _listed(config.degradations)}
         held = {name: f"{value:.3f}" for name, value in task.evaluate(steps).items()}
@@ -167,8 +168,8 @@ def pretrain_prior(
         run=out,
         workers=workers,
     )
-    _announce(out, found, workers, config.training.precision, tell)
-    run_loop(task, out, config.loop, steps=config.training.steps, settings=to_json(config), show=show)
+    start = partial(_announce, out, found, workers, config, tell)
+    run_loop(task, out, config.loop, steps=config.training.steps, on_start=start, show=show)
     if workers.main:
         with atomic_folder(out / "prior", overwrite=True) as beside:
             task.result.save_pretrained(beside)
@@ -204,15 +205,20 @@ def _load(folder: Path, side: int, workers: Workers, show: bool, limit: int | No
     return load_faces(folder, side, limit=limit, read=read_training_face, show=show and workers.main)
 
 
-def _announce(out: Path, found: Mapping[Path, FaceSet], workers: Workers, precision: str, tell: Tell) -> None:
-    """Say what trains and what was left out; the list goes to the run folder."""
-    if not workers.main:
-        return
+def _announce(
+    out: Path,
+    found: Mapping[Path, FaceSet],
+    workers: Workers,
+    config: PretrainRestorer | PretrainPrior,
+    tell: Tell,
+) -> None:
+    """Say what trains and what was left out; the list and the settings go to the run folder."""
+    write_json(out / "config.json", to_json(config))
     write_skipped(out / SKIPPED, found)
     lines = [line for folder, faces in found.items() if (line := skipped_line(folder, faces))]
     for line in lines:
         tell(f"{line}; listed in {out / SKIPPED}")
-    used = resolve_precision(workers.device, precision)
+    used = resolve_precision(workers.device, config.training.precision)
     tell(f"training on {workers.device} x {workers.count}, {used}; log, curves and strips in {out}")
 
 
