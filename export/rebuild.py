@@ -6,22 +6,24 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ufr_edge.calibration.compare import compare_frames, pattern_frames, run_batches
-from ufr_edge.calibration.frames import CalibrationSet, load_calibration, load_faces
+from ufr_edge.calibration.compare import compare_frames, run_batches
+from ufr_edge.calibration.frames import CalibrationSet, load_calibration
+from ufr_edge.calibration.gate import Drop, GateConfig, GateSet, measure_drop, over_limits
 from ufr_edge.calibration.ptq_openvino import NncfConfig
 from ufr_edge.errors import (
     BackendUnavailableError,
+    BuildError,
     BundleError,
     CalibrationError,
     ConfigError,
     EngineMisfitError,
     GateFailedError,
 )
+from ufr_edge.export.lock import build_lock
 from ufr_edge.export.openvino_export import export_openvino
+from ufr_edge.export.rebuild_evidence import gate_faces, kept_layers, kept_nodes, update_record
 from ufr_edge.export.tensorrt_export import TensorRtConfig, export_tensorrt
 from ufr_edge.files import atomic_folder, check_free, check_replaceable, sha256_file
 from ufr_edge.runtime.bundle import (
@@ -38,27 +40,35 @@ from ufr_edge.runtime.device import device_fingerprint
 from ufr_edge.runtime.engines import installed_backends, open_engine_file
 from ufr_edge.runtime.manifest import MANIFEST, CalibrationInfo, EngineEntry, Manifest, ParityInfo
 
-IMAGES = 8
 Advance = Callable[..., None]
+
+
+def _no_progress(n: int = 1, note: str = "") -> None:
+    """Show nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RebuiltEngine:
-    """One engine built again: its parity before and now (None when not measured, `note` saying why)."""
+    """One engine built again: its parity before and now, and its drop (None when not measured, `note` saying why)."""
 
     name: str
     before: ParityInfo | None
     parity: ParityInfo | None
+    drop: Drop | None
     note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RebuildReport:
-    """The bundle written, the engines built again, and (name, reason) of misfits that building cannot mend."""
+    """The bundle written, the engines built again, and (name, reason) of misfits that building cannot mend.
+
+    measured_on: the faces, in words; "" when nothing was built.
+    """
 
     path: Path
     engines: tuple[RebuiltEngine, ...]
     left: tuple[tuple[str, str], ...]
+    measured_on: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +77,9 @@ class _Job:
 
     bundle: Bundle
     out: Path
-    frames: NDArray[np.uint8]
+    gate: GateSet
+    limits: GateConfig | None
     calibration: CalibrationSet | None
-    min_psnr: float | None
 
 
 def rebuild_bundle(
@@ -80,33 +90,40 @@ def rebuild_bundle(
     overwrite: bool = False,
     calibration: Path | None = None,
     faces: Path | None = None,
-    min_psnr: float | None = None,
+    max_drop: float | None = 0.3,
     advance: Advance | None = None,
 ) -> RebuildReport:
     """Build engines of the bundle folder `path` again and put the new bundle in its place, whole or not at all.
 
     engines: names, None = every one that does not fit this machine and would after a build. out: write the new
     bundle there and leave the old alone. calibration: folder of the camera's faces, needed for OpenVINO int8 (the
-    other int8 engines carry their ranges in their ONNX). faces: folder of aligned faces to measure on, None = a test
-    pattern. min_psnr: dB to the fp32 ONNX below which an engine is refused. advance(1, name) after each engine.
-    Parity is against the bundle's fp32 ONNX; quality figures of the file that was replaced are dropped.
+    other int8 engines carry their ranges in their ONNX). faces: folder of aligned faces to measure on, None = those
+    the bundle carries, else held-out calibration faces, else a test pattern. max_drop: dB against the bundle's fp32
+    ONNX beyond which an engine is refused, None = never. advance(1, name) after each engine. Waits when another
+    process builds the same bundle.
     Raises ConfigError (name, nothing to build from), CalibrationError, BackendUnavailableError, EngineMisfitError,
     BundleError, InputFileError, OutputError: before anything is built; BuildError, GateFailedError.
     """
     target = path if out is None else out
-    bundle = _checked_bundle(path, target, overwrite or out is None)
-    names, left = _misfits(bundle.manifest) if engines is None else (tuple(engines), ())
-    entries = [_buildable(bundle, name) for name in dict.fromkeys(names)]
-    if not entries:
-        return RebuildReport(path=path, engines=(), left=left)
-    data = _calibration(entries, calibration, bundle.manifest.restorer.side)
-    frames = _frames(faces, data, bundle.manifest.restorer.side)
-    with atomic_folder(target, overwrite=True) as folder:
-        job = _Job(bundle=bundle, out=folder, frames=frames, calibration=data, min_psnr=min_psnr)
-        built = _build_all(job, entries, advance)
-        # Read back what was written before it takes the old one's place.
-        read_bundle(folder).check()
-    return RebuildReport(path=target, engines=built, left=left)
+    say = advance or _no_progress
+    if not path.parent.is_dir():
+        read_bundle(path)  # raises: there is none, and the lock would make its folder
+    with build_lock(target, on_wait=lambda holder: say(0, f"waiting for {holder}")):
+        bundle = _checked_bundle(path, target, overwrite or out is None)
+        names, left = _misfits(bundle.manifest) if engines is None else (tuple(engines), ())
+        entries = [_buildable(bundle, name) for name in dict.fromkeys(names)]
+        if not entries:
+            return RebuildReport(path=path, engines=(), left=left)
+        data = _calibration(entries, calibration, bundle.manifest.restorer.side)
+        limits = None if max_drop is None else GateConfig(max_drop_db=max_drop)
+        with open_engine_file(bundle.file(bundle.manifest.onnx)) as base:
+            gate = gate_faces(bundle, lambda f: run_batches(base, f), faces=faces, calibration=data)
+        with atomic_folder(target, overwrite=True) as folder:
+            job = _Job(bundle=bundle, out=folder, gate=gate, limits=limits, calibration=data)
+            built = _build_all(job, entries, say)
+            # Read back what was written before it takes the old one's place.
+            read_bundle(folder).check()
+    return RebuildReport(path=target, engines=built, left=left, measured_on=gate.origin)
 
 
 def _checked_bundle(path: Path, target: Path, overwrite: bool) -> Bundle:
@@ -188,37 +205,35 @@ def _calibration(entries: Sequence[EngineEntry], folder: Path | None, side: int)
     return load_calibration(folder, side)
 
 
-def _frames(faces: Path | None, calibration: CalibrationSet | None, side: int) -> NDArray[np.uint8]:
-    if faces is not None:
-        return load_faces(faces, side, limit=IMAGES)
-    if calibration is not None and len(calibration.held_out):
-        return calibration.held_out[:IMAGES]
-    return pattern_frames(IMAGES // 2, side)
-
-
-def _build_all(
-    job: _Job, entries: Sequence[EngineEntry], advance: Advance | None
-) -> tuple[RebuiltEngine, ...]:
+def _build_all(job: _Job, entries: Sequence[EngineEntry], advance: Advance) -> tuple[RebuiltEngine, ...]:
     old = job.bundle.manifest
     stale = {name for entry in entries for name in entry.files if not name.endswith(".onnx")}
     copy_files(job.bundle, job.out, [name for name in old.files if name not in stale])
-    with open_engine_file(job.out / old.onnx) as base:
-        expected = run_batches(base, job.frames)
     manifest, built = old, []
     for entry in entries:
-        manifest, done = _build_one(job, manifest, entry, expected)
+        manifest, done = _build_one(job, manifest, entry)
         built.append(done)
-        if advance is not None:
-            advance(1, entry.name)
+        advance(1, entry.name)
     created = datetime.now(timezone.utc).isoformat(timespec="seconds")
     lineage = {**old.lineage, "rebuilt_from": sha256_file(job.bundle.path / MANIFEST)}
-    write_manifest(job.out, replace(manifest, created=created, lineage=lineage))
+    files = update_record(job.out, manifest.files, {item.name: _as_record(job, item) for item in built})
+    write_manifest(job.out, replace(manifest, created=created, lineage=lineage, files=files))
     return tuple(built)
 
 
-def _build_one(
-    job: _Job, manifest: Manifest, entry: EngineEntry, expected: NDArray[np.uint8]
-) -> tuple[Manifest, RebuiltEngine]:
+def _as_record(job: _Job, item: RebuiltEngine) -> dict[str, Any]:
+    """The engine's part of gate.json."""
+    entry = job.bundle.manifest.engine(item.name)
+    return {
+        "drop": None if item.drop is None else item.drop.to_json(),
+        "faces": job.gate.origin,
+        "measured_on": entry.files[0] if item.drop is not None else "",
+        "kept_layers": list(kept_layers(job.bundle, item.name)),
+        "rebuilt": True,
+    }
+
+
+def _build_one(job: _Job, manifest: Manifest, entry: EngineEntry) -> tuple[Manifest, RebuiltEngine]:
     files = _write_engine(job, entry)
     digests = {key: value for key, value in manifest.files.items() if key not in entry.files}
     digests |= {name: sha256_file(job.out / name) for name in files}
@@ -231,9 +246,9 @@ def _build_one(
     )
     others = {item.name: item for item in manifest.engines} | {entry.name: fresh}
     manifest = replace(manifest, engines=tuple(others.values()), files=digests)
-    parity, note = _measure(job, manifest, fresh, expected)
-    others[entry.name] = replace(fresh, parity=parity)
-    done = RebuiltEngine(name=entry.name, before=entry.parity, parity=parity, note=note)
+    parity, drop, note = _measure(job, manifest, fresh)
+    others[entry.name] = replace(fresh, parity=parity, quality=drop.quality() if drop is not None else {})
+    done = RebuiltEngine(name=entry.name, before=entry.parity, parity=parity, drop=drop, note=note)
     return replace(manifest, engines=tuple(others.values())), done
 
 
@@ -243,38 +258,55 @@ def _write_engine(job: _Job, entry: EngineEntry) -> tuple[str, ...]:
     target = job.out / entry.files[0]
     target.parent.mkdir(parents=True, exist_ok=True)
     if entry.format == "openvino":
-        frames = job.calibration.frames if job.calibration and entry.precision == "int8" else None
-        paths = export_openvino(job.out / source, target, precision=entry.precision, frames=frames)
+        config, frames = None, None
+        if job.calibration is not None and entry.precision == "int8":
+            config, frames = _nncf_config(job, entry), job.calibration.frames
+        paths = export_openvino(
+            job.out / source, target, precision=entry.precision, frames=frames, config=config
+        )
         return tuple(path.relative_to(job.out).as_posix() for path in paths)
     side = job.bundle.manifest.restorer.side
     export_tensorrt(job.out / source, target, backend=entry.format, config=TensorRtConfig(side=side))
     return entry.files[0], source
 
 
+def _nncf_config(job: _Job, entry: EngineEntry) -> NncfConfig:
+    """As at export, with the layers the gate left in float still left in float."""
+    labels = kept_layers(job.bundle, entry.name)
+    return NncfConfig(ignored=kept_nodes(job.out / job.bundle.manifest.onnx, labels))
+
+
 def _calibration_info(job: _Job, entry: EngineEntry) -> CalibrationInfo | None:
     if job.calibration is None or entry.format != "openvino" or entry.precision != "int8":
         return entry.calibration
     data = job.calibration
-    return CalibrationInfo(set_id=data.set_id, count=len(data.frames), method=NncfConfig().method)
+    return CalibrationInfo(set_id=data.set_id, count=len(data.frames), method=_nncf_config(job, entry).method)
 
 
-def _measure(
-    job: _Job, manifest: Manifest, entry: EngineEntry, expected: NDArray[np.uint8]
-) -> tuple[ParityInfo | None, str]:
-    """Run the file that was written. One that cannot run here is no error, unless a floor was given."""
+def _measure(job: _Job, manifest: Manifest, entry: EngineEntry) -> tuple[ParityInfo | None, Drop | None, str]:
+    """Run the file that was written: parity, drop, a note. One that cannot run here is noted, not refused."""
     try:
         engine = open_entry(Bundle(job.out, manifest), entry)
     except (BackendUnavailableError, EngineMisfitError) as exc:
-        if job.min_psnr is not None:
-            msg = f"Engine {entry.name} does not run here, so it cannot be held to {job.min_psnr:g} dB: {exc}"
-            raise GateFailedError(msg) from exc
-        return None, f"{entry.name} was not measured: {exc}"
+        fits, _ = rank_engines(
+            replace(manifest, engines=(entry,)),
+            fingerprint=device_fingerprint(),
+            backends=installed_backends(),
+        )
+        if fits and isinstance(exc, EngineMisfitError):  # it should run here: what was built is wrong
+            msg = (
+                f"Engine {entry.name}, built again, is not what was asked for: {exc} The bundle is as it was."
+            )
+            raise BuildError(msg) from exc
+        return None, None, f"{entry.name} was not measured: {exc}"
     with engine:
-        parity = compare_frames(run_batches(engine, job.frames), expected)
-    if job.min_psnr is not None and parity.psnr_db < job.min_psnr:
+        parity = compare_frames(run_batches(engine, job.gate.faces), job.gate.expected)
+        drop = measure_drop(lambda frames: run_batches(engine, frames), job.gate)
+    reasons = () if job.limits is None else over_limits(drop, job.limits)
+    if reasons:
         msg = (
-            f"Engine {entry.name}, built again, is {parity.psnr_db:.1f} dB from the fp32 ONNX, below "
-            f"{job.min_psnr:g} dB. The bundle is as it was."
+            f"Engine {entry.name}, built again, fails the gate on {job.gate.origin}: {'; '.join(reasons)}. "
+            "The bundle is as it was. Give more faces to --calibration, or a higher --max-drop."
         )
         raise GateFailedError(msg)
-    return parity, ""
+    return parity, drop, ""

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from click.testing import CliRunner
-from tiny_bundle import SIDE, entry, manifest, write_tiny_onnx
+from export_helpers import SIDE as MODEL_SIDE
+from export_helpers import tiny_model, write_images
+from tiny_bundle import SIDE, entry, manifest, write_fixed_conv, write_tiny_onnx
 
+from ufr_edge.calibration.compare import pattern_frames
+from ufr_edge.calibration.frames import CalibrationConfig, load_calibration
 from ufr_edge.cli import main
 from ufr_edge.errors import (
     BackendUnavailableError,
@@ -21,11 +27,15 @@ from ufr_edge.errors import (
     ConfigError,
     EngineMisfitError,
     GateFailedError,
+    InputFileError,
     OutputError,
 )
 from ufr_edge.export import rebuild
+from ufr_edge.export.onnx_export import export_onnx
 from ufr_edge.export.rebuild import rebuild_bundle
+from ufr_edge.export.rebuild_evidence import kept_nodes
 from ufr_edge.files import sha256_file
+from ufr_edge.restorers.edge import EdgeUNet
 from ufr_edge.runtime.bundle import open_bundle_engine, read_bundle, write_manifest
 from ufr_edge.runtime.bundle_archive import pack_bundle
 from ufr_edge.runtime.bundle_info import bundle_problems
@@ -37,16 +47,20 @@ GPU = {"gpu": "L4", "gpu_compute": "8.9"}
 PARITY = ParityInfo(psnr_db=50.0, max_abs=3, mean_abs=0.1, images=4)
 
 
-def write_bundle(folder: Path, *engines: EngineEntry) -> Path:
-    """A bundle whose engine files hold nothing that runs."""
+def write_bundle(folder: Path, *engines: EngineEntry, model: EdgeUNet | None = None) -> Path:
+    """A bundle over the tiny ONNX, or over a model's, whose engine files hold nothing that runs."""
     folder.mkdir()
-    digest = sha256_file(write_tiny_onnx(folder / "tiny.onnx"))
-    files = {"tiny.onnx": digest}
+    side = SIDE if model is None else MODEL_SIDE
+    if model is None:
+        write_tiny_onnx(folder / "tiny.onnx")
+    else:
+        export_onnx(model, folder / "tiny.onnx", side=side, faces=pattern_frames(2, side))
+    files = {"tiny.onnx": sha256_file(folder / "tiny.onnx")}
     for name in (name for engine in engines for name in engine.files if name != "tiny.onnx"):
         (folder / name).write_bytes(b"old")
         files[name] = sha256_file(folder / name)
-    engines = tuple(replace(engine, onnx_sha256=digest) for engine in engines)
-    write_manifest(folder, manifest(*engines, files=files))
+    engines = tuple(replace(engine, onnx_sha256=files["tiny.onnx"]) for engine in engines)
+    write_manifest(folder, manifest(*engines, files=files, side=side))
     return folder
 
 
@@ -121,6 +135,19 @@ def test_misfits_are_built_for_this_machine(
     assert rebuild_bundle(path).engines == ()  # now it fits
 
 
+def test_a_bundle_caught_between_two_names_is_put_back(tmp_path: Path, box: list[dict[str, Any]]) -> None:
+    """Killed between taking the old bundle away and putting the new one in its place."""
+    path = write_bundle(tmp_path / "a.ufr", entry("ort"))
+    hidden = tmp_path / ".a.ufr.old.x" / "a.ufr"
+    hidden.parent.mkdir()
+    path.rename(hidden)
+    assert rebuild_bundle(path).engines == ()
+    assert bundle_problems(read_bundle(path)) == ()
+    with pytest.raises(InputFileError, match="does not exist"):
+        rebuild_bundle(tmp_path / "no" / "where.ufr")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.ufr"]
+
+
 def test_what_a_build_cannot_mend_is_said_and_nothing_is_written(tmp_path: Path) -> None:
     path = write_bundle(
         tmp_path / "a.ufr",
@@ -140,7 +167,7 @@ def test_an_openvino_engine_is_built_measured_and_runs(tmp_path: Path) -> None:
     path = write_bundle(tmp_path / "a.ufr", openvino(device_fingerprint={"machine": "vax"}, parity=PARITY))
     with pytest.raises(EngineMisfitError):
         open_bundle_engine(path)
-    (engine,) = rebuild_bundle(path, min_psnr=60).engines
+    (engine,) = rebuild_bundle(path, max_drop=0.01).engines
     assert engine.parity is not None
     assert engine.parity.max_abs == 0
     assert bundle_problems(read_bundle(path)) == ()
@@ -177,22 +204,68 @@ def test_a_failure_keeps_the_old_bundle(
     assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == ["a.ufr"]
 
 
-def test_the_gate(tmp_path: Path, box: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+class Darker(AbstractContextManager["Darker"]):
+    """An engine that does something else than its ONNX."""
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing to close."""
+
+    def infer(self, faces: np.ndarray[Any, np.dtype[np.uint8]]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        return faces // 3
+
+
+def test_a_worse_engine_fails_the_gate(
+    tmp_path: Path, box: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = write_bundle(tmp_path / "a.ufr", tensorrt())
     before = snapshot(path)
-    monkeypatch.setattr(rebuild, "open_entry", refuse_to_open)
-    with pytest.raises(GateFailedError, match="cannot be held to 40 dB"):
-        rebuild_bundle(path, min_psnr=40)
+    monkeypatch.setattr(rebuild, "open_entry", lambda *_: Darker())
+    with pytest.raises(
+        GateFailedError,
+        match=r"built again, fails the gate on a test pattern: the mean drop is .* --max-drop",
+    ):
+        rebuild_bundle(path)
     assert snapshot(path) == before
+    report = rebuild_bundle(path, max_drop=None)
+    assert report.measured_on == "a test pattern"
+    drop = report.engines[0].drop
+    assert drop is not None
+    assert drop.mean_db > 0.3
+    assert read_bundle(path).manifest.engine("trt").quality["implied_drop_db"] == drop.mean_db
 
 
-def test_a_worse_engine_fails_the_gate(tmp_path: Path) -> None:
-    pytest.importorskip("openvino")
-    path = write_bundle(tmp_path / "a.ufr", openvino())
-    before = snapshot(path)
-    with pytest.raises(GateFailedError, match=r"100\.0 dB from the fp32 ONNX, below 101 dB"):
-        rebuild_bundle(path, engines=["ov-fp32"], min_psnr=101)
-    assert snapshot(path) == before
+def test_the_faces_of_the_bundle_are_used_and_its_record_kept_true(
+    tmp_path: Path, box: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_bundle(tmp_path / "a.ufr", tensorrt())
+    faces = pattern_frames(2, SIDE)
+    write_images(path / "reference" / "lq", faces)
+    write_images(path / "reference" / "hq", faces // 2)
+    record = {"engines": {"trt": {"kept_layers": ["head"], "drop": "old"}, "other": {"drop": "kept"}}}
+    (path / "gate.json").write_text(json.dumps(record))
+    made = read_bundle(path).manifest
+    names = [str(p.relative_to(path)) for p in (path / "reference").rglob("*.png")] + ["gate.json"]
+    write_manifest(path, replace(made, files={**made.files, **{n: sha256_file(path / n) for n in names}}))
+    monkeypatch.setattr(rebuild, "open_entry", lambda *_: Darker())
+    report = rebuild_bundle(path, max_drop=None)
+    assert report.measured_on == "2 faces of the bundle"
+    drop = report.engines[0].drop
+    assert drop is not None
+    assert not drop.implied
+    assert bundle_problems(read_bundle(path)) == ()
+    engines = json.loads((path / "gate.json").read_text())["engines"]
+    assert engines["other"] == {"drop": "kept"}
+    assert engines["trt"]["kept_layers"] == ["head"]
+    assert engines["trt"]["drop"]["mean_db"] == drop.mean_db
+
+
+def test_layers_left_in_float_are_found_again(tmp_path: Path) -> None:
+    path = write_fixed_conv(tmp_path / "conv.onnx")
+    (node,) = [n for n in onnx.load(path).graph.node if n.op_type == "Conv"]
+    assert kept_nodes(path, ()) == ()
+    assert kept_nodes(path, (node.name,)) == (node.name,)
+    with pytest.raises(BuildError, match=r"keeps layer gone in float, but conv\.onnx has no such layer"):
+        kept_nodes(path, ("gone",))
 
 
 @pytest.mark.parametrize(
@@ -256,10 +329,8 @@ def test_the_command(tmp_path: Path) -> None:
     assert "identical" in done.stdout
     value = json.loads(run.invoke(main, ["bundle", "rebuild", path, "--engine", "ov-fp32", "--json"]).stdout)
     assert value["engines"][0]["parity"]["max_abs"] == 0
-    assert (
-        run.invoke(main, ["bundle", "rebuild", path, "--engine", "ov-fp32", "--min-psnr", "101"]).exit_code
-        == 3
-    )
+    wrong_limit = ["--engine", "ov-fp32", "--max-drop", "-1"]
+    assert run.invoke(main, ["bundle", "rebuild", path, *wrong_limit]).exit_code == 2
 
 
 @pytest.mark.slow
@@ -284,3 +355,38 @@ def test_calibration_of_another_format_is_kept(
     monkeypatch.setattr(rebuild, "open_entry", refuse_to_open)
     rebuild_bundle(path)  # its ranges are in its ONNX: no faces needed
     assert read_bundle(path).manifest.engine("trt").calibration == known
+
+
+@pytest.mark.slow
+def test_openvino_int8_is_calibrated_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("nncf")
+    faces = write_images(tmp_path / "faces", pattern_frames(12, MODEL_SIDE))
+    unproven = CalibrationConfig(require_faces=False)  # smooth pictures stand in for faces
+    monkeypatch.setattr(
+        rebuild, "load_calibration", lambda path, side: load_calibration(path, side, config=unproven)
+    )
+    path = write_bundle(tmp_path / "a.ufr", openvino("int8"), model=tiny_model())
+    (engine,) = rebuild_bundle(path, engines=["ov-int8"], calibration=faces).engines
+    assert engine.parity is not None
+    assert engine.drop is not None
+    assert 0 < engine.drop.mean_db < 0.3
+    info = read_bundle(path).manifest.engine("ov-int8").calibration
+    assert info is not None
+    assert info.set_id == load_calibration(faces, MODEL_SIDE, config=unproven).set_id
+    assert bundle_problems(read_bundle(path)) == ()
+
+
+def test_an_engine_that_is_not_what_was_asked_for_is_no_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("nncf")
+    faces = write_images(tmp_path / "faces", pattern_frames(12, SIDE))
+    unproven = CalibrationConfig(require_faces=False)
+    monkeypatch.setattr(
+        rebuild, "load_calibration", lambda path, side: load_calibration(path, side, config=unproven)
+    )
+    path = write_bundle(tmp_path / "a.ufr", openvino("int8"))  # it has no layer that could run in int8
+    before = snapshot(path)
+    with pytest.raises(BuildError, match="holds float, not int8.*as it was"):
+        rebuild_bundle(path, engines=["ov-int8"], calibration=faces)
+    assert snapshot(path) == before
