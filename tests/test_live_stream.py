@@ -64,7 +64,9 @@ class TestFlow:
 
     def test_a_camera_too_fast_for_the_engine_loses_frames_and_counts_them(self) -> None:
         slow = FaultyEngine(gate=lambda: time.sleep(0.02))
-        it = rig(FakeSource(count=120, live=True, pause_s=0.002), engine=slow)
+        it = rig(
+            FakeSource(count=120, live=True, pause_s=0.002), engine=slow, config=StreamConfig(ladder=False)
+        )
         it.stream.run()
         stats = it.stream.snapshot()
         assert adds_up(stats) and stats.frames_in == 120 and stats.dropped["track"] > 40

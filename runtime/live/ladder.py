@@ -26,7 +26,7 @@ class Step(str, Enum):
 class LadderConfig:
     """deadline_ms: the age at which a frame counts as late. window: frames that decide about going down.
 
-    share: of late frames in the window that is too many. patience: frames in time, one after the other,
+    share: of the window that may be late. patience: frames in time, one after the other,
     before a step up is tried; doubled, up to `most_patience`, each time such a try fails within `trial` frames.
     headroom: a try is made only if the largest age of the window is below this share of the deadline.
     settle: frames after a move that are not judged, as they were under way before it.
@@ -87,29 +87,32 @@ class Ladder:
         """Frames in time that the next step up asks for."""
         return self._patience
 
-    def observe(self, age_ms: float, *, dropped: bool = False) -> Move | None:
-        """Take in one frame: its age at the sink, and whether others before it had to be dropped.
+    def observe(self, age_ms: float, *, dropped: int = 0) -> Move | None:
+        """Take in one frame: its age at the sink, and how many before it had to be dropped (each counts as late,
+        so that the window is as long in time whatever becomes of the frames).
 
         Returns the move that follows from it, else None.
         """
-        if self._unsettled:
-            self._unsettled -= 1
+        unjudged = min(self._unsettled, 1 + dropped)
+        self._unsettled -= unjudged
+        if unjudged > dropped:
             return None
-        late = dropped or age_ms > self._config.deadline_ms
+        late = age_ms > self._config.deadline_ms
+        misses = min(dropped - unjudged, self._config.window)
+        self._late.extend([True] * misses + [late])
         self._ages.append(age_ms)
-        self._late.append(late)
-        self._in_time = 0 if late else self._in_time + 1
-        if self._since_up is not None:
-            self._since_up += 1
-            if self._since_up > self._config.trial:  # the try has held
-                self._since_up, self._patience = None, self._config.patience
-        if self._too_late():
+        self._in_time = 0 if late or misses else self._in_time + 1
+        self._judge_try()
+        if sum(self._late) > self._config.share * self._config.window:
             return self._down()
         return self._up() if self._may_go_up() else None
 
-    def _too_late(self) -> bool:
-        full = len(self._late) == self._config.window
-        return full and sum(self._late) > self._config.share * self._config.window
+    def _judge_try(self) -> None:
+        if self._since_up is None:
+            return
+        self._since_up += 1
+        if self._since_up > self._config.trial:  # the try has held
+            self._since_up, self._patience = None, self._config.patience
 
     def _may_go_up(self) -> bool:
         enough = self._at > 0 and self._in_time >= self._patience
@@ -123,7 +126,9 @@ class Ladder:
         if self._since_up is not None:
             self._patience = min(2 * self._patience, self._config.most_patience)
             self._since_up = None
-        reason = f"{missed} of the last {seen} frames missed {self._config.deadline_ms:.0f} ms"
+        reason = (
+            f"{missed} of the last {seen} frames were dropped or older than {self._config.deadline_ms:.0f} ms"
+        )
         return self._move(1, reason)
 
     def _up(self) -> Move:

@@ -59,6 +59,11 @@ class FrameQueue(Generic[T]):
         """Items given to `put` that no `get` returned and none will."""
         return self._dropped
 
+    def wait_for_room(self) -> None:
+        """Wait until a `put` would not wait: who asks before it takes work up works on fresher frames."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or len(self._items) < self.policy.depth)
+
     def put(self, item: T) -> bool:
         """Give an item, by the filling policy; False when the queue is closed (the item counts as dropped)."""
         with self._changed:

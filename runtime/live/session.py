@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ufr_edge import __version__
 from ufr_edge.runtime.bundle import Wanted, choose_engine, open_entry, rank_engines, read_bundle
 from ufr_edge.runtime.device import device_fingerprint
@@ -22,6 +24,7 @@ from ufr_edge.runtime.live.stats import Labels, StatsBoard
 from ufr_edge.runtime.live.stream import LiveStream, StreamConfig
 from ufr_edge.runtime.pipeline import FacePipeline, PipelineConfig
 from ufr_edge.runtime.run import RunConfig, open_detector
+from ufr_edge.runtime.video.source import VideoInfo
 from ufr_edge.runtime.video.uri import parse_uri
 
 
@@ -79,7 +82,16 @@ def open_stream(
         board = StatsBoard(labels)
         pipeline = FacePipeline(engines.full, detector, config.pipeline, clock=board.clock)
         settings = replace(config.stream, pace=config.stream.pace or sink_uri.kind in PACED_KINDS)
+        _warm_up(engines, detector, opened.info, config.pipeline)
         yield LiveStream(opened, sinks, pipeline, engines, settings, board=board, events=events, stop=stop)
+
+
+def _warm_up(engines: Engines, detector: Detects, info: VideoInfo, config: PipelineConfig) -> None:
+    """Run everything once: the first run of an engine takes several frame periods, and would drop frames."""
+    detector.detect(np.zeros((info.height, info.width, 3), np.uint8))
+    for engine in filter(None, (engines.full, engines.smaller)):
+        side = engine.info.side or config.side
+        engine.infer(np.zeros((1, side, side, 3), np.uint8))
 
 
 @contextmanager

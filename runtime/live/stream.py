@@ -208,7 +208,7 @@ class LiveStream:
     def _stage(self, name: str, work: Callable[[Held], Held], after: str) -> None:
         given, taken = self._queues[name], self._queues[after]
         try:
-            while (held := given.get()) is not None:
+            while (held := self._next(given, taken)) is not None:
                 try:
                     with self._board.clock.stage(name):
                         done = work(held)
@@ -218,6 +218,10 @@ class LiveStream:
                 taken.put(done)  # refused only after an abort, and counted by the queue
         finally:
             taken.close()
+
+    def _next(self, given: FrameQueue[Held], taken: FrameQueue[Held]) -> Held | None:
+        taken.wait_for_room()
+        return given.get()
 
     def _drain_into_sinks(self) -> None:
         context = SinkContext(info=self._source.info, stats=self.snapshot, events=self._events)
@@ -253,7 +257,7 @@ class LiveStream:
         if self._ladder is None:
             return
         dropped = sum(self._board.dropped().values())
-        move = self._ladder.observe(age_ms, dropped=dropped > self._dropped)
+        move = self._ladder.observe(age_ms, dropped=dropped - self._dropped)
         self._dropped = dropped
         if move is not None:
             self._board.stepped(move.after)
