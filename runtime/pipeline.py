@@ -106,8 +106,8 @@ class FacePipeline:
     | `restore_faces`, `carry_faces` | frame, tracks, the engine | the stabiliser's state, by identity |
     | `paste` | frame, restored faces | nothing but its result: a new picture |
 
-    No stage changes the frame it is given. One stage must not run in two threads at a time. `use_engine` and
-    `reset` belong to the thread of `restore_faces`, resp. to nobody else running.
+    No stage changes the frame it is given. One stage must not run in two threads at a time. `use_engine`
+    belongs to the thread of `restore_faces`, `reset` to that of `detect_and_track`.
     """
 
     def __init__(
@@ -117,6 +117,7 @@ class FacePipeline:
         self._clock = clock or StageClock()
         self._tracker = FaceTracker(detector, config.track, config.limits, clock=self._clock)
         self._masks: dict[int, FloatArray] = {}
+        self._memory = FaceMemory(config.stabilise)
         self.use_engine(engine)
 
     def process(self, frame: Frame, *, time_s: float) -> Restored:
@@ -182,13 +183,13 @@ class FacePipeline:
         )
 
     def use_engine(self, engine: Restores) -> None:
-        """Go on with another engine, of any side."""
+        """Go on with another engine, of any side; the faces' past is kept."""
         self._engine = engine
         self._side = engine.info.side or self._config.side
-        self._memory = FaceMemory(self._config.stabilise)  # of faces of the old side, by the old engine
+        self._memory.resize(self._side)
 
     def reset(self) -> None:
-        """Forget every track: the next frame begins a new stream."""
+        """Forget every track: the next frame begins a new stream, whose faces have no past."""
         self._tracker.reset()
 
     def _run_engine(self, frame: Frame, tracks: tuple[TrackedFace, ...]) -> RestoredFaces:

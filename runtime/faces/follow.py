@@ -20,6 +20,7 @@ _WINDOW, _LEVELS = (13, 13), 2
 _STOP = (cv2.TERM_CRITERIA_COUNT + cv2.TERM_CRITERIA_EPS, 10, 0.02)  # rounds, patch pixels
 _ROUND_TRIP = 1.0  # patch pixels a point may be off after going there and back
 _LEAST_POINTS, _LEAST_SHARE = 10, 0.4  # of the points that must come back
+_LIKENESS = 0.5  # correlation of the grey pictures of one face in two frames, noise and all
 _MOST_SCALE, _MOST_TURN = 1.25, 20.0  # from one frame to the next; degrees
 _INSIDE = np.linspace(0.3, 0.72, 6, dtype=np.float32)  # the face itself, as shares of the crop
 
@@ -88,13 +89,33 @@ def follow(patch: Patch, frame: Frame, landmarks: FloatArray, guess: FloatArray)
         return None
     motion = _robust(patch.outside(start[ok]), now.outside(there[ok]), unit=1 / patch.scale[0])
     scale, turn = size_and_turn(motion)
-    return motion if 1 / _MOST_SCALE < scale < _MOST_SCALE and abs(turn) < _MOST_TURN else None
+    if not 1 / _MOST_SCALE < scale < _MOST_SCALE or abs(turn) > _MOST_TURN:
+        return None
+    return motion if _alike(patch, now, motion) else None
+
+
+def correlation(one: FloatArray, other: FloatArray) -> float:
+    """Of two pictures, -1 to 1; 1 where neither shows anything."""
+    a, b = one - one.mean(), other - other.mean()
+    size = float(np.sqrt((a * a).sum() * (b * b).sum()))
+    return 1.0 if size < one.size * 4.0 else float((a * b).sum()) / size
 
 
 def size_and_turn(matrix: Affine) -> tuple[float, float]:
     """Scale and degrees of a similarity."""
     a, b = float(matrix[0, 0]), float(matrix[1, 0])
     return math.hypot(a, b), math.degrees(math.atan2(b, a))
+
+
+def _alike(before: Patch, now: Patch, motion: Affine) -> bool:
+    """Whether what was moved by `motion` still looks the same: points may be followed into another face."""
+    corners = np.array([[0, 0], [1, 0], [0, 1], [1, 1], [0.5, 0.5]], np.float32) * before.grey.shape[1]
+    moved = now.inside(apply(motion, before.outside(corners)))
+    back = similarity(moved.astype(np.float64), corners.astype(np.float64))
+    seen = cv2.warpAffine(now.grey, back, before.grey.shape[1::-1], borderMode=cv2.BORDER_REPLICATE)
+    return (
+        correlation(before.grey[::2, ::2].astype(np.float32), seen[::2, ::2].astype(np.float32)) > _LIKENESS
+    )
 
 
 def _grid(landmarks: FloatArray) -> FloatArray:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -79,6 +79,10 @@ class FaceMemory:
         """Forget all faces but these."""
         self._pasts = {key: past for key, past in self._pasts.items() if key in identities}
 
+    def resize(self, side: int) -> None:
+        """Go on with faces of another side, for an engine of another size."""
+        self._pasts = {key: _resized(past, side) for key, past in self._pasts.items()}
+
     def steady(self, sight: Sight, restored: Frame) -> Frame:
         """Return the restored face uint8 (S, S, 3) mixed with the past of its track."""
         new, coarse = restored.astype(np.float32), _coarse(sight.crop)
@@ -125,6 +129,17 @@ class FaceMemory:
 
     def _motion(self, past: _Past, sight: Sight) -> Affine:
         return compose(sight.stand, inverse(past.sight.stand))
+
+
+def _resized(past: _Past, side: int) -> _Past:
+    k = side / len(past.face)
+    if k == 1:
+        return past
+    stand = past.sight.stand * k
+    stand[:, 2] += (k - 1) / 2
+    crop = np.asarray(cv2.resize(past.sight.crop, (side, side)), np.uint8)
+    face = np.asarray(cv2.resize(past.face, (side, side)), np.float32)
+    return _Past(face, _coarse(crop), replace(past.sight, stand=stand, crop=crop), past.noise)
 
 
 def _weight(past: _Past, coarse: FloatArray, dt: float) -> tuple[FloatArray, float]:

@@ -13,7 +13,7 @@ import numpy as np
 from ufr_edge.errors import ConfigError
 from ufr_edge.runtime.faces.align import similarity
 from ufr_edge.runtime.faces.detect import Detects, Face
-from ufr_edge.runtime.faces.follow import Patch, crop_side, cut_patch, follow, size_and_turn
+from ufr_edge.runtime.faces.follow import Patch, correlation, crop_side, cut_patch, follow, size_and_turn
 from ufr_edge.runtime.faces.limits import FaceLimits, reason_to_skip
 from ufr_edge.runtime.faces.one_euro import OneEuro, OneEuroConfig
 from ufr_edge.runtime.faces.warp import apply, compose
@@ -36,7 +36,7 @@ class TrackConfig:
     without the face before its track ends. smooth: None for landmarks as they are measured.
     max_jump: of the centre (crop sides), max_scale, max_turn (degrees): what is found farther from what
     was followed is not believed, for `max_rejected` detections. max_gap_s: a longer pause ends all tracks.
-    cut_likeness: correlation of two frames below which the scene was cut.
+    cut_likeness: correlation of two frames below which faces that cannot be followed are other faces.
     """
 
     detect_every: int = 3
@@ -129,11 +129,13 @@ class FaceTracker:
             self.reset()
         likeness = self._likeness(frame)
         self._time, self._size = time_s, frame.shape
-        lost = sum(not track.advance(frame, pause) for track in self._tracks)
-        # Portraits resemble each other: a middling likeness is a cut when the faces went too.
-        if likeness < self._config.cut_likeness or (likeness < 0.85 and lost * 2 > len(self._tracks)):
-            self._tracks = []
-            return True
+        followed = [track for track in self._tracks if track.advance(frame, pause)]
+        lost = len(self._tracks) - len(followed)
+        # Portraits resemble each other: a middling likeness is a cut when the faces went too. And a fast
+        # pan resembles a cut: a face that could be followed is the same face.
+        if likeness < self._config.cut_likeness or (likeness < 0.85 and lost > len(followed)):
+            self._tracks = followed
+            return lost > 0 or not followed
         return lost > 0
 
     def _likeness(self, frame: Frame) -> float:
@@ -142,7 +144,7 @@ class FaceTracker:
         picture = np.ascontiguousarray(frame[::step, ::step, 1], np.float32)
         small = np.asarray(cv2.resize(picture, _CUT_SIZE, interpolation=cv2.INTER_AREA), np.float32)
         before, self._small = self._small, small
-        return 1.0 if before is None else _correlation(before, small)
+        return 1.0 if before is None else correlation(before, small)
 
     def _match(self, found: Sequence[Face]) -> None:
         """Give each found face to the nearest track, or begin one; end those that were missed too often."""
@@ -241,21 +243,24 @@ class _Track:
         """Take over where the detector found the face, or part of it, or nothing when that is not believable."""
         self.missed = 0
         guessed = self._evidence == "predicted"
-        if not guessed and self._is_outlier(face) and self._rejected < self._config.max_rejected:
+        outlier = not guessed and self._is_outlier(face)
+        if outlier and self._rejected < self._config.max_rejected:
             self._rejected += 1
             return
         self._rejected = self._guessed = 0
-        error = float(np.abs(face.landmarks - self.landmarks).mean()) / crop_side(self.landmarks)
-        share = _CORRECTION + (1 - _CORRECTION) * np.clip((error - _SMALL) / (_LARGE - _SMALL), 0, 1)
         if guessed:
-            share = 1.0
             # What was found is where the face moved; where it was followed, that is known better.
             self._path = compose(_similarity(self.landmarks, face.landmarks), self._path)
+        share = 1.0 if guessed or outlier else self._share(face)
         if share == 1.0 and self._config.smooth is not None:
             self._smoother = OneEuro(self._config.smooth)
         self.landmarks = self.landmarks + np.float32(share) * (face.landmarks - self.landmarks)
         self.box = self.box + np.float32(share) * (face.box - self.box)
         self.score, self._evidence = face.score, "detected"
+
+    def _share(self, face: Face) -> float:
+        error = float(np.abs(face.landmarks - self.landmarks).mean()) / crop_side(self.landmarks)
+        return _CORRECTION + (1 - _CORRECTION) * float(np.clip((error - _SMALL) / (_LARGE - _SMALL), 0, 1))
 
     def _is_outlier(self, face: Face) -> bool:
         jump = _similarity(self.landmarks, face.landmarks)
@@ -296,10 +301,3 @@ def _area(face: Face) -> float:
 
 def _similarity(source: FloatArray, target: FloatArray) -> Affine:
     return similarity(source.astype(np.float64), target.astype(np.float64))
-
-
-def _correlation(one: FloatArray, other: FloatArray) -> float:
-    """Of two small pictures; 1 where neither shows anything."""
-    a, b = one - one.mean(), other - other.mean()
-    size = float(np.sqrt((a * a).sum() * (b * b).sum()))
-    return 1.0 if size < one.size * 4.0 else float((a * b).sum()) / size
