@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -14,10 +17,15 @@ from clips import StubDetector, picture
 from live_fakes import FakeSource, FaultyEngine, KeepingSink, full_disk, rig
 
 from ufr_edge.errors import ConfigError, InferenceError, OutputError, SourceLostError
+from ufr_edge.runtime.live.events import EventLog
 from ufr_edge.runtime.live.ladder import Step
-from ufr_edge.runtime.live.sinks import LiveFrame, SinkClosedError, SinkConfig, open_sink
-from ufr_edge.runtime.live.stats import LiveStats
+from ufr_edge.runtime.live.links import LinkConfig
+from ufr_edge.runtime.live.sinks import LiveFrame, SinkClosedError, SinkConfig, SinkContext, open_sink
+from ufr_edge.runtime.live.sources import SourceConfig, open_live_source
+from ufr_edge.runtime.live.stats import Labels, LiveStats, StatsBoard
 from ufr_edge.runtime.live.stream import StreamConfig
+from ufr_edge.runtime.live.timecode import TimeCode, draw_code, read_code
+from ufr_edge.runtime.video.source import SourceFrame, VideoInfo
 from ufr_edge.runtime.video.uri import parse_uri
 
 pytestmark = pytest.mark.timeout(60)  # a stream that hangs is a failure
@@ -300,3 +308,62 @@ class TestRecording:
         folder = open_sink(parse_uri(tmp_path / "pictures"))
         rig(FakeSource(count=3), others=(folder,)).stream.run()
         assert sorted(p.name for p in (tmp_path / "pictures").iterdir()) == [f"{n:08d}.png" for n in range(3)]
+
+
+class TestNetwork:
+    @pytest.mark.slow
+    @pytest.mark.timeout(120)
+    def test_the_time_code_comes_through_a_network_sink_and_source(self) -> None:
+        """H.264 over UDP: drawn before the encoder of the sink, read after the decoder of a source."""
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+            taken.bind(("127.0.0.1", 0))
+            address = f"udp://127.0.0.1:{taken.getsockname()[1]}"
+        stop, over = threading.Event(), threading.Event()
+        giver = threading.Thread(target=send_codes, args=(address, over))
+        giver.start()
+        try:
+            config = SourceConfig(link=LinkConfig(open_s=20, read_s=20))
+            source = open_live_source(parse_uri(address), config, stop=stop, events=EventLog())
+            limits = StreamConfig(frames=60, latency=True, ladder=False)
+            it = rig(source, stop=stop, detector=StubDetector([0]), config=limits)
+            it.stream.run()
+        finally:
+            over.set()
+            giver.join(20)
+        glass = it.stream.snapshot().glass
+        assert glass is not None and glass.count > 10 and 0 < glass.p50_ms < 60_000
+        numbers = [code.number for item in it.sink.got if (code := read_code(item.frame.image))]
+        assert numbers == sorted(set(numbers))
+
+
+def send_codes(address: str, over: threading.Event) -> None:
+    """Write the test camera into a network sink until `over`."""
+    sink = open_sink(parse_uri(address))
+    base = Fraction(1, 30)
+    info = VideoInfo(name="x", width=320, height=192, rate=Fraction(30), time_base=base)
+    sink.open(SinkContext(info=info, stats=StatsBoard(Labels()).snapshot, events=EventLog()))
+    number = 0
+    while not over.wait(1 / 60):
+        image = picture(5, size=(320, 192))
+        draw_code(image, TimeCode(time.monotonic(), number))
+        frame = SourceFrame(index=number, pts=number, time_base=base, image=image)
+        sink.write(LiveFrame(frame=frame, original=image))
+        number += 1
+    sink.close()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the memory from Linux' /proc")
+def test_memory_does_not_grow() -> None:
+    marks: dict[int, float] = {}
+
+    def before(frame: LiveFrame) -> None:
+        if frame.frame.index % 3000 == 2999:
+            marks[frame.frame.index] = int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
+
+    sink = KeepingSink(before=before)
+    sink.got = deque(maxlen=1)  # type: ignore[assignment]
+    it = rig(FakeSource(count=9000, size=(64, 48)), sink=sink)
+    it.stream.run()
+    assert sorted(marks) == [2999, 5999, 8999]
+    assert marks[8999] - marks[2999] < 20
