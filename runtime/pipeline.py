@@ -15,7 +15,7 @@ from ufr_edge.runtime.faces.align import estimate_alignment, warp_face
 from ufr_edge.runtime.faces.detect import Detects, Face
 from ufr_edge.runtime.faces.grain import Grain
 from ufr_edge.runtime.faces.limits import FaceLimits
-from ufr_edge.runtime.faces.paste import feather_mask, paste_into
+from ufr_edge.runtime.faces.paste import feather_mask, match_colour, paste_into
 from ufr_edge.runtime.faces.stabilise import FaceMemory, Sight, StabiliserConfig
 from ufr_edge.runtime.faces.track import FaceTracker, TrackConfig, TrackedFace, found_in_still
 from ufr_edge.runtime.faces.warp import compose
@@ -68,8 +68,8 @@ class PipelineConfig:
 class RestoredFaces:
     """What the restore stage hands to the paste stage; the first four go together, one entry per face.
 
-    tracks: the faces restored. restored, crops: uint8 (N, S, S, 3), the face and what it was made from.
-    matrices: 2x3, frame to aligned. all_tracks: those left alone too.
+    tracks: the faces restored. restored: uint8 (N, S, S, 3), in the input's colours when so configured.
+    crops: what they were made from. matrices: 2x3, frame to aligned. all_tracks: those left alone too.
     """
 
     tracks: tuple[TrackedFace, ...]
@@ -198,6 +198,9 @@ class FacePipeline:
             return cut
         with self._clock.stage("restore"):
             restored = infer_all(self._engine, cut.crops, batch=self._config.batch)
+            if self._config.colour_match:  # before faces are steadied: the input's colours are noisy too
+                pairs = zip(restored, cut.crops, strict=True)
+                restored = np.stack([match_colour(face, crop) for face, crop in pairs])
         return replace(cut, restored=restored)
 
     def _cut(self, frame: Frame, tracks: tuple[TrackedFace, ...]) -> RestoredFaces:
@@ -219,7 +222,7 @@ class FacePipeline:
             faces.restored[number],
             faces.matrices[number],
             fidelity=config.fidelity,
-            colour_match=config.colour_match,
+            colour_match=False,  # done
             crop=faces.crops[number],
             mask=self._mask(len(faces.restored[number])),
             grain=Grain(strength=config.grain, seed=seed) if config.grain else None,

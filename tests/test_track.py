@@ -190,7 +190,7 @@ class TestLimits:
         x = head[:, 0] * math.cos(a) + head[:, 2] * math.sin(a)
         flat = np.stack([x, head[:, 1]], axis=1)
         spin = np.array([[math.cos(b), math.sin(b)], [-math.sin(b), math.cos(b)]])
-        return (100 + 60 * flat @ spin).astype(np.float32)
+        return np.asarray(100 + 60 * flat @ spin, np.float32)
 
     @pytest.mark.parametrize("yaw", [-70.0, -30.0, 0.0, 20.0, 50.0, 80.0])
     @pytest.mark.parametrize("roll", [0.0, 40.0])
@@ -219,7 +219,7 @@ class TestLimits:
     def test_refuses_limits_out_of_range(self) -> None:
         for bad in ({"min_side": -1}, {"max_yaw": 0}, {"min_score": 1}, {"max_faces": 0}):
             with pytest.raises(ConfigError):
-                FaceLimits(**bad)  # type: ignore[arg-type]
+                FaceLimits(**bad)
 
 
 def test_overlap() -> None:
