@@ -21,7 +21,7 @@ from ufr_edge import __version__
 from ufr_edge.adaptation.prior_pages import DETAIL_WITHIN, LOWEST_PSNR_CHANGE, kept, prior_markdown
 from ufr_edge.files import atomic_file, read_json, write_json
 from ufr_edge.weights import list_weights
-from ufr_edge.weights.cards import command_block, eval_table, markdown_table, settings_line
+from ufr_edge.weights.cards import command_block, eval_table, in_order, markdown_table, settings_line
 
 CLASSIC = ("classic", "classic-light", "classic-heavy")
 CAMERAS = ("raw-iso1500-x4", "raw-iso3000-x4", "codec-motion", "defocus")
@@ -41,8 +41,9 @@ class Job:
     commands: tuple[tuple[str, ...], ...]
     result: str
 
-    def shown(self, out: str) -> list[str]:
-        """The commands as the document prints them."""
+    def shown(self, folder: Path) -> list[str]:
+        """The commands as the document prints them, without this machine's folders."""
+        out = folder.name if folder.is_absolute() else str(folder)
         return [shlex.join(["ufr-edge", *(word.replace("OUT", out) for word in words)]) for words in self.commands]
 
 
@@ -87,7 +88,7 @@ def plan(args: argparse.Namespace) -> list[Job]:
     jobs += [prior_job(m.name, main, (*count, *fast)) for m in models if m.kind == "prior"]
     if args.adapt:
         jobs.append(adaptation(main, real=args.real is not None, more=shlex.split(args.adapt_options)))
-    return [job for job in jobs if not args.only or job.name in args.only]
+    return jobs
 
 
 def run(job: Job, args: argparse.Namespace) -> None:
@@ -109,7 +110,7 @@ def render(jobs: Sequence[Job], out: Path) -> str:
     """The document, from the JSON files alone."""
     results = {job.name: read_json(out / job.result) for job in jobs}
     lead = (
-        f"ufr-edge {__version__}. Written by `python benchmarks/quality.py --faces VAL -o {out}`; no figure is typed by "
+        f"ufr-edge {__version__}. Written by `python benchmarks/quality.py --faces VAL -o {out.name if out.is_absolute() else out}`; no figure is typed by "
         "hand. VAL are held-out clean faces of other people than those of training. The commands leave sheets of 64 "
         "faces beside their JSON. What the figures mean, and what they do not, is said above each table. PSNR rewards "
         "blur: look at the sheets too."
@@ -128,9 +129,9 @@ def render(jobs: Sequence[Job], out: Path) -> str:
 def section(job: Job, result: Mapping[str, Any], out: Path) -> list[str]:
     """One job's tables under its commands."""
     if result.get("kind") == "prior-report":
-        return [prior_markdown({**result, "command": job.shown(str(out))[0]})]
-    tables = [part for preset, columns in result["figures"].items() for part in (f"**{preset}**", eval_table(columns))]
-    return ["\n".join(command_block(line) for line in job.shown(str(out))), settings_line(result), *tables]
+        return [prior_markdown({**result, "command": job.shown(out)[0]})]
+    tables = [part for preset, columns in in_order(result).items() for part in (f"**{preset}**", eval_table(columns))]
+    return ["\n".join(command_block(line) for line in job.shown(out)), settings_line(result), *tables]
 
 
 def asked(results: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
@@ -166,7 +167,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--restorer", help="for the prior reports and adaptation [edge-m-256]")
     parser.add_argument("--count", type=int, default=64, help="faces of a prior report")
     parser.add_argument("--fast-steps", type=int, help="calls of the prior per face in place of all")
-    parser.add_argument("--only", nargs="+", help="these jobs only, such as classic prior-256; the document has those")
+    parser.add_argument("--only", nargs="+", help="measure these now, such as classic prior-256; the document has all that were measured")
     parser.add_argument("--overwrite", action="store_true", help="measure everything again")
     return parser.parse_args(argv)
 
@@ -174,10 +175,12 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, then write the document."""
     args = parse(argv)
-    jobs = plan(args)
-    for job in jobs:
-        run(job, args)
-    index = [{"name": j.name, "title": j.title, "commands": j.shown(str(args.out)), "result": j.result} for j in jobs]
+    planned = plan(args)
+    for job in planned:
+        if not args.only or job.name in args.only:
+            run(job, args)
+    jobs = [job for job in planned if (args.out / job.result).exists()]
+    index = [{"name": j.name, "title": j.title, "commands": j.shown(args.out), "result": j.result} for j in jobs]
     write_json(args.out / INDEX, index)
     with atomic_file(args.doc) as beside:
         beside.write_text(render(jobs, args.out), encoding="utf-8")

@@ -28,7 +28,7 @@ from ufr_edge.adaptation.prior_figures import (
     target_figures,
     unconditional,
 )
-from ufr_edge.adaptation.prior_pages import frechet_table, identity_table, target_table
+from ufr_edge.adaptation.prior_pages import epsilon_table, frechet_table, identity_table, target_table
 from ufr_edge.adaptation.prior_report import PriorReportConfig, report_prior
 from ufr_edge.adaptation.training import to_tensor
 from ufr_edge.cli import main
@@ -69,6 +69,11 @@ def test_an_untrained_residual_prior_is_the_linear_filter() -> None:
         assert 0 < values["linear"] < 1
     losses = [values["linear"] for values in figures.values()]
     assert losses == sorted(losses, reverse=True)  # the noise is easier to tell where there is more of it
+
+
+def test_noise_levels_stand_in_order_though_json_sorts_them_as_text() -> None:
+    values = {"linear": 0.2, "prior": 0.1}
+    assert [row[0] for row in epsilon_table({"120": values, "20": values, "60": values})[1]] == ["20", "60", "120"]
 
 
 def test_a_faces_noise_does_not_depend_on_the_batch() -> None:

@@ -34,9 +34,10 @@ def write_pages(out: Path, record: Mapping[str, Any]) -> None:
 def prior_markdown(record: Mapping[str, Any]) -> str:
     """All tables of a report as Markdown under the command that made it, for cards and docs."""
     figures, config = record["figures"], record["config"]
+    calls = f" in {config['fast_steps']} calls of the prior" if config.get("fast_steps") else ""
     once = (
-        "Clean faces passed once through the paper's sampler (start 150 of 250, hold to 90, N = 8 at 512 px); distances on "
-        "the prior's own features of the inner face, no face recogniser was asked:"
+        f"Clean faces passed once through the paper's sampler (start 150 of 250, hold to 90, N = 8 at 512 px){calls}; "
+        "distances on the prior's own features of the inner face, no face recogniser was asked:"
     )
     parts = [
         command_block(record["command"]),
@@ -47,7 +48,7 @@ def prior_markdown(record: Mapping[str, Any]) -> str:
     ]
     if "targets" in figures:
         made = f"{config['restorer']} on {config['degrade']}"
-        said = f"The output of {made}, passed through the sampler (detail: share of that of the clean faces):"
+        said = f"The output of {made}, passed through the sampler{calls} (detail: share of that of the clean faces):"
         parts += [said, markdown_table(*target_table(figures["targets"]))]
     if "samples" in figures["frechet"]:
         said = f"Fréchet distances on the prior's own features, {figures['frechet']['count']:.0f} faces a set (no FID):"
@@ -61,7 +62,7 @@ def draw_epsilon(path: Path, figures: Mapping[str, Mapping[str, float]]) -> None
 
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axes = figure.add_subplot()
-    levels = [int(t) for t in figures]
+    levels = sorted(map(int, figures))  # JSON sorts them as text
     lines = (("linear", "linear filter alone", "#999999"), ("prior", "prior", "#1f5fa8"))
     for key, label, colour in lines:
         axes.plot(levels, [figures[str(t)][key] for t in levels], "o-", color=colour, label=label)
@@ -77,7 +78,7 @@ def epsilon_table(figures: Mapping[str, Mapping[str, float]]) -> tuple[list[str]
     """Return (head, rows): loss of the linear filter, of the prior, and what share of it is left."""
     rows = [
         [t, f"{v['linear']:.5f}", f"{v['prior']:.5f}", f"{100 * v['prior'] / v['linear']:.0f} %"]
-        for t, v in figures.items()
+        for t, v in sorted(figures.items(), key=lambda item: int(item[0]))
     ]
     return ["timestep", "linear filter", "prior", "left"], rows
 

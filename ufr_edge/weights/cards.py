@@ -27,9 +27,9 @@ METRICS = {
     "fid": ("FID", ".1f"),
     "prior_feature_distance": ("feature distance", ".3f"),
     "prior_frechet_distance": ("feature Fréchet", ".2f"),
-    "hf_energy_ratio": ("detail", ".2f"),
-    "noise_sigma": ("noise", ".2f"),
+    "hf_energy_ratio": ("detail", ".3f"),
     "landmark_px512": ("landmarks px", ".2f"),
+    "landmark_none": ("no face found", ".0f"),
 }
 """Figures of `ufr-edge eval` that tables show, those that were measured, in this order: heading and format."""
 
@@ -40,8 +40,9 @@ def fill_block(text: str, name: str, body: str) -> str:
     if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
         msg = f"The card needs one line {begin} and after it one line {end}. Put them where the {name} go."
         raise ModelFileError(msg)
+    inner = body.strip("\n")  # the indent of a command at the start stays
     head, rest = text.split(begin)
-    return f"{head}{begin}\n\n{body.strip()}\n\n{end}{rest.split(end)[1]}"
+    return f"{head}{begin}\n\n{inner}\n\n{end}{rest.split(end)[1]}"
 
 
 def without_markers(text: str) -> str:
@@ -63,6 +64,7 @@ def command_block(command: str) -> str:
 def eval_table(columns: Mapping[str, Mapping[str, float]]) -> str:
     """One preset of an `ufr-edge eval` report: a row per restorer, a column per figure, PSNR with its gain."""
     base = columns.get("input", {})
+    columns = {"input": base, **columns}  # first, whatever the order in the file
     shown = [key for key in METRICS if any(values.get(key) is not None for values in columns.values())]
     head, rows = [""], []
     for key in shown:
@@ -75,6 +77,12 @@ def eval_table(columns: Mapping[str, Mapping[str, float]]) -> str:
                 row.append("" if label == "input" else _cell(_less(values.get(key), base.get(key)), "+.2f"))
         rows.append(row)
     return markdown_table(head, rows)
+
+
+def in_order(report: Mapping[str, Any]) -> dict[str, Mapping[str, Mapping[str, float]]]:
+    """The figures of an `ufr-edge eval` report by preset, in the order they were asked for: JSON keeps none."""
+    asked = [*report["settings"].get("degrade", []), *report["figures"]]
+    return {preset: report["figures"][preset] for preset in dict.fromkeys(asked)}
 
 
 def restorer_table(figures: Figures, label: str) -> str:
@@ -155,12 +163,13 @@ def restorer_block(reports: Sequence[tuple[str, Mapping[str, Any]]], label: str)
     parts = []
     for command, report in reports:
         if any(label in columns for columns in report["figures"].values()):
-            parts += [command_block(command), settings_line(report), restorer_table(report["figures"], label)]
+            parts += [command_block(command), settings_line(report), restorer_table(in_order(report), label)]
     if not parts:
         msg = f"No report has figures of {label}. Measure it first: python benchmarks/quality.py --faces VAL -o runs/quality"
         raise InputFileError(msg)
     first = reports[0][1]
-    preset, sources = next(iter(first.get("by_source", {}).items()), ("", {}))
+    preset = next(iter(in_order(first)))
+    sources = first.get("by_source", {}).get(preset, {})
     if sources and all(label in columns for columns in sources.values()):
         parts += [f"By source of the held-out faces, {preset}:", source_table(sources, label)]
     return "\n\n".join(parts)
@@ -171,6 +180,10 @@ def settings_line(report: Mapping[str, Any]) -> str:
     settings = report["settings"]
     said = [f"{settings['faces']} held-out faces at {settings['side']} px"]
     said += [f"PSNR and SSIM: {_words(settings['psnr_ssim'])}"] if "psnr_ssim" in settings else []
+    if "landmark_px512" in settings:
+        said.append("landmarks: mean distance from those in the truth, in px at 512 px")
+    if any("hf_energy_ratio" in v for columns in report["figures"].values() for v in columns.values()):
+        said.append("detail: energy above a quarter of a cycle per pixel, as a share of the clean faces'")
     if "prior_feature_distance" in settings:
         said.append(f"feature distances (lower is better): {settings['prior_feature_distance']}")
     missing = sorted(report.get("not_measured", {}))
