@@ -21,6 +21,7 @@ from training_fakes import SIDE, make_faces, save_small_prior, save_small_restor
 from ufr_edge.adaptation.faces import load_faces, read_training_face
 from ufr_edge.adaptation.journal import CURVES, TENSORBOARD
 from ufr_edge.adaptation.loop import LoopConfig, run_loop
+from ufr_edge.adaptation.optimizers import build_optimizer, orthogonal
 from ufr_edge.adaptation.pretrain import PretrainPrior, PretrainRestorer, pretrain_prior, pretrain_restorer
 from ufr_edge.adaptation.prior_task import PriorTask, PriorTraining
 from ufr_edge.adaptation.restorer_task import LossWeights, RestorerTask, RestorerTraining, pixel_loss
@@ -41,7 +42,9 @@ from ufr_edge.restorers.files import load_restorer, save_restorer
 
 ALL = slice(None)
 CONFIGS = Path(__file__).parents[1] / "configs"
-PIXELS_ONLY = RestorerTraining(steps=2, precision="fp32", losses=LossWeights(prior_features=0.0, adversarial=0.0))
+PIXELS_ONLY = RestorerTraining(
+    steps=2, precision="fp32", losses=LossWeights(prior_features=0.0, adversarial=0.0)
+)
 TINY = PretrainRestorer(arch="edge-s", side=SIDE, batch=2, training=PIXELS_ONLY)
 
 
@@ -87,7 +90,9 @@ def test_mixture_is_drawn_by_its_shares() -> None:
 
 
 def test_rows_are_those_of_the_whole_batch() -> None:
-    config = PretrainRestorer(side=SIDE, batch=4, crop_share=0.5, crop=32, degradations={"classic": 1.0, "defocus": 1.0})
+    config = PretrainRestorer(
+        side=SIDE, batch=4, crop_share=0.5, crop=32, degradations={"classic": 1.0, "defocus": 1.0}
+    )
     source = mixed_source(faces(), config)
     for step in range(4):
         whole = source(step, ALL)
@@ -105,7 +110,9 @@ def test_crop_steps_have_their_share_and_their_own_mixture() -> None:
     assert set(shapes) == {(2, SIDE, SIDE, 3), (4, 32, 32, 3)}
     assert shapes.count((4, 32, 32, 3)) / 80 == pytest.approx(0.75, abs=0.13)
     step = shapes.index((4, 32, 32, 3))
-    by_defocus = cropping_source(degrading_source(faces(), {"defocus": 1.0}, 2, 0), batch=2, crop=32, count=2, seed=0)
+    by_defocus = cropping_source(
+        degrading_source(faces(), {"defocus": 1.0}, 2, 0), batch=2, crop=32, count=2, seed=0
+    )
     assert np.array_equal(source(step, ALL)[0], by_defocus(step, ALL)[0])
 
 
@@ -118,9 +125,7 @@ def test_crops_of_a_pair_lie_at_the_same_place() -> None:
     lq, goal = cropping_source(itself, batch=2, crop=32, count=2, seed=0)(0, ALL)
     assert np.array_equal(lq, goal) and not np.array_equal(lq[0], lq[1])
     whole = clean_of(0, ALL)[0]
-    assert any(
-        np.array_equal(whole[i : i + 32, j : j + 32], goal[0]) for i in range(33) for j in range(33)
-    )
+    assert any(np.array_equal(whole[i : i + 32, j : j + 32], goal[0]) for i in range(33) for j in range(33))
 
 
 def test_log_mse_weighs_each_image_alike() -> None:
@@ -130,6 +135,59 @@ def test_log_mse_weighs_each_image_alike() -> None:
     assert float(pixel_loss(out, target, "log_mse")) == pytest.approx(expected, rel=1e-5)
     assert float(pixel_loss(out, target, "l1")) == pytest.approx(0.055, rel=1e-5)
     assert torch.isfinite(pixel_loss(target, target, "log_mse"))
+
+
+def test_muon_steps_are_orthogonal_and_of_adams_size() -> None:
+    matrix = torch.randn(12, 40, generator=torch.Generator().manual_seed(0))
+    for found in (orthogonal(matrix, 4), orthogonal(matrix.T, 4).T):
+        values = torch.linalg.svdvals(found)
+        assert 0.5 < values.min() and values.max() < 1.3
+        assert (found * matrix).sum() > 0.8 * torch.linalg.svdvals(matrix).sum()  # the steepest such step
+    model = build_restorer("edge-s")
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer = build_optimizer("muon", model.parameters(), lr=1e-3, beta2=0.99)
+    for p in model.parameters():
+        p.grad = torch.randn_like(p)
+    optimizer.step()
+    for p, old in zip(model.parameters(), before, strict=True):
+        assert 0.1e-3 < (p - old).square().mean().sqrt() < 1.1e-3
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_each_optimizer_learns_and_resumes(tmp_path: Path, optimizer: Any) -> None:
+    def fresh(run: str) -> RestorerTask:
+        torch.manual_seed(0)
+        config = dataclasses.replace(PIXELS_ONLY, steps=12, lr=1e-3, optimizer=optimizer, beta2=0.99)
+        clean_of = face_source(faces(), 2, 0)
+
+        def blurred(step: int, rows: slice) -> tuple[Any, Any]:
+            face = clean_of(0, rows)
+            return np.stack([cv2.GaussianBlur(image, (0, 0), 2.0) for image in face]), face
+
+        model = build_restorer("edge-s")
+        return RestorerTask(model, config, pairs=blurred, batch=2, run=tmp_path / run, workers=Workers("cpu"))
+
+    whole = fresh("whole")
+    run_loop(whole, tmp_path / "whole", LoopConfig(log_every=1), steps=12, show=False)
+    losses = [entry["l1"] for entry in read_log(tmp_path / "whole") if "l1" in entry]
+    assert losses[-1] < 0.97 * losses[0]
+    run_loop(fresh("part"), tmp_path / "part", LoopConfig(), steps=7, show=False)
+    resumed = fresh("part")
+    run_loop(resumed, tmp_path / "part", LoopConfig(), steps=12, show=False)
+    assert same(whole.state(), resumed.state())
+
+
+def test_the_adversary_is_heard_late_and_softly(tmp_path: Path) -> None:
+    found = task(tmp_path, losses=LossWeights())
+    found.config = dataclasses.replace(
+        found.config, adversarial_delay=2, adversarial_ramp=4, features_crop=32
+    )
+    assert [found._adversarial_share(step) for step in (0, 2, 4, 6, 9)] == [0, 0, 0.5, 1, 1]
+    first, later = found.step(0), found.step(3)
+    assert "adversarial" not in first and {"discriminator", "prior_features"} <= set(first)
+    assert "adversarial" in later
+    found.config = dataclasses.replace(found.config, adversarial_ramp=0)
+    assert [found._adversarial_share(step) for step in (1, 2)] == [0, 1]
 
 
 def test_impossible_settings_are_refused() -> None:
@@ -150,10 +208,14 @@ def test_several_degradations_have_figures_of_their_own(tmp_path: Path) -> None:
     found = task(tmp_path)
     found.held_out = degraded_pairs(faces(3), ("classic-light", "classic-heavy"), seed=0)
     figures = found.evaluate(0)
-    assert set(figures) == {"psnr", "gain"} | {f"{a}_classic-{b}" for a in ("psnr", "gain") for b in ("light", "heavy")}
+    assert set(figures) == {"psnr", "gain"} | {
+        f"{a}_classic-{b}" for a in ("psnr", "gain") for b in ("light", "heavy")
+    }
     assert figures["gain"] == pytest.approx(0, abs=0.01)  # untrained: the identity
     assert figures["psnr_classic-light"] > figures["psnr_classic-heavy"]
-    assert figures["psnr"] == pytest.approx((figures["psnr_classic-light"] + figures["psnr_classic-heavy"]) / 2)
+    assert figures["psnr"] == pytest.approx(
+        (figures["psnr_classic-light"] + figures["psnr_classic-heavy"]) / 2
+    )
 
 
 def test_widening_and_a_second_stage(clean: Path, tmp_path: Path) -> None:
@@ -163,7 +225,9 @@ def test_widening_and_a_second_stage(clean: Path, tmp_path: Path) -> None:
     path = pretrain_restorer(clean, tmp_path / "wide", wide, val=clean, show=False)
     image = torch.rand(1, 3, SIDE, SIDE)
     assert load_restorer(path).arch == "edge-m"
-    torch.testing.assert_close(load_restorer(path).model(image), load_restorer(start).model(image), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        load_restorer(path).model(image), load_restorer(start).model(image), atol=1e-4, rtol=0
+    )
     sharp = dataclasses.replace(
         TINY,
         init=start,
@@ -380,7 +444,9 @@ def test_the_command_tells_what_it_left_out(clean: Path, tmp_path: Path) -> None
 def test_fewer_than_eight_good_faces(tmp_path: Path) -> None:
     folder = write_faces(tmp_path / "few", make_faces(4))
     write_unfit(folder)
-    with pytest.raises(InputFileError, match="7 good faces of 19 files; at least 8 are needed. Left out: 3 broken"):
+    with pytest.raises(
+        InputFileError, match="7 good faces of 19 files; at least 8 are needed. Left out: 3 broken"
+    ):
         pretrain_restorer(folder, tmp_path / "run", TINY, val=folder, show=False)
     assert not (tmp_path / "run").exists()
 
@@ -415,13 +481,17 @@ def test_unfit_start_weights_are_refused(clean: Path, tmp_path: Path) -> None:
     start = tmp_path / "m.safetensors"
     save_restorer(build_restorer("edge-m"), start, arch="edge-m", side=SIDE)
     with pytest.raises(ConfigError, match="Set arch to edge-m"):
-        pretrain_restorer(clean, tmp_path / "run", dataclasses.replace(TINY, init=str(start)), val=clean, show=False)
+        pretrain_restorer(
+            clean, tmp_path / "run", dataclasses.replace(TINY, init=str(start)), val=clean, show=False
+        )
     with pytest.raises(ConfigError, match="cannot be widened"):
         wide = dataclasses.replace(TINY, widen_from=str(start))
         pretrain_restorer(clean, tmp_path / "run", wide, val=clean, show=False)
     start.write_bytes(start.read_bytes()[:-1000])
     with pytest.raises(ModelFileError, match="damaged"):
-        pretrain_restorer(clean, tmp_path / "run", dataclasses.replace(TINY, init=str(start)), val=clean, show=False)
+        pretrain_restorer(
+            clean, tmp_path / "run", dataclasses.replace(TINY, init=str(start)), val=clean, show=False
+        )
     assert not (tmp_path / "run").exists()
 
 

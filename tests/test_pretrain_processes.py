@@ -64,7 +64,10 @@ log_every = 1
 def environment(rank: int, count: int, port: int) -> dict[str, str]:
     """What a launcher sets (torch's and accelerate's alike)."""
     alone = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}
-    env = {k: v for k, v in os.environ.items() if k not in alone} | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    env = {k: v for k, v in os.environ.items() if k not in alone} | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONWARNINGS": "ignore",
+    }
     if count > 1:
         env |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
         env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -128,9 +131,21 @@ def test_two_processes_train_a_prior_as_one_does(tmp_path: Path) -> None:
     faces = str(write_faces(tmp_path / "faces", make_faces(8)))
     (tmp_path / "prior.toml").write_text(PRIOR)
     for name, count in (("one", 1), ("two", 2)):
-        given = ["prior", "-i", faces, "--val", faces, "-o", str(tmp_path / name), "--config", str(tmp_path / "prior.toml")]
+        given = [
+            "prior",
+            "-i",
+            faces,
+            "--val",
+            faces,
+            "-o",
+            str(tmp_path / name),
+            "--config",
+            str(tmp_path / "prior.toml"),
+        ]
         finish(start(given, count))
-    one, two = ([{k: v for k, v in e.items() if k != "time"} for e in read_log(tmp_path / n)] for n in ("one", "two"))
+    one, two = (
+        [{k: v for k, v in e.items() if k != "time"} for e in read_log(tmp_path / n)] for n in ("one", "two")
+    )
     for a, b in zip(one, two, strict=True):
         assert a == pytest.approx(b, rel=1e-3)
     assert (tmp_path / "two" / "prior" / "unet").is_dir()

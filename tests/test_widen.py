@@ -22,7 +22,9 @@ def trained(arch: str) -> EdgeUNet:
     return model
 
 
-@pytest.mark.parametrize(("small", "large"), [("edge-s", "edge-m"), ("edge-m", "edge-l"), ("edge-s", "edge-s")])
+@pytest.mark.parametrize(
+    ("small", "large"), [("edge-s", "edge-m"), ("edge-m", "edge-l"), ("edge-s", "edge-s")]
+)
 def test_output_is_the_sources(small: str, large: str) -> None:
     source = trained(small)
     wide = widen_restorer(source, large)

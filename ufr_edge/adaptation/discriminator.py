@@ -51,10 +51,12 @@ def _sn(inside: int, outside: int, kernel: int, *, stride: int = 1) -> nn.Module
 class Adversary:
     """A discriminator trained from scratch beside the restorer, one step for each of the restorer's."""
 
-    def __init__(self, *, features: int, lr: float, workers: Workers) -> None:
+    def __init__(self, *, features: int, lr: float, workers: Workers, beta2: float = 0.999) -> None:
         self.workers = workers
         self.model = place(UNetDiscriminatorSN(features), workers.device)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=lr, weight_decay=0.0)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=lr, betas=(0.9, beta2), weight_decay=0.0
+        )
         self.trained = workers.wrap(self.model)
 
     def generator_loss(self, fake: Tensor, *, first: bool = True) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ufr_edge.adaptation.discriminator import Adversary
+from ufr_edge.adaptation.optimizers import OptimizerName, build_optimizer
 from ufr_edge.adaptation.pictures import strip
 from ufr_edge.adaptation.training import (
     Ema,
@@ -58,12 +59,14 @@ class LossWeights:
 
 @dataclass(frozen=True, kw_only=True)
 class RestorerTraining:
-    """Optimiser settings: AdamW, cosine from `lr` to `lr_end`, EMA of the weights when `ema` > 0.
+    """Optimiser settings: AdamW or Muon, cosine from `lr` to `lr_end`, EMA of the weights when `ema` > 0.
 
     `accumulate`: a step's batch is computed in so many parts, one after another, to fit into memory; the result
     is that of the whole batch.
     `adversarial_crop`: the discriminator sees a random crop of this side (multiple of 8) instead of the whole
-    face, which makes it as many times cheaper; 0 is the whole face, the paper's.
+    face, which makes it as many times cheaper; 0 is the whole face, the paper's. `features_crop`: the same for
+    the perceptual term. The restorer does not hear the discriminator in the first `adversarial_delay` steps,
+    while it learns; its weight then grows over `adversarial_ramp` steps. `beta2` is that of both.
     """
 
     steps: int
@@ -71,12 +74,16 @@ class RestorerTraining:
     lr_end: float = 5e-6
     warmup: int = 0
     ema: float = 0.0
+    optimizer: OptimizerName = "adamw"
     beta2: float = 0.999
     accumulate: int = 1
     precision: str = "auto"
     discriminator_lr: float = 2e-5
     discriminator_features: int = 64
     adversarial_crop: int = 0
+    adversarial_delay: int = 0
+    adversarial_ramp: int = 0
+    features_crop: int = 0
     clip_norm: float = 0.0
     losses: LossWeights = field(default_factory=LossWeights)
 
@@ -118,13 +125,18 @@ class RestorerTask:
         self.trained = workers.wrap(self.model)
         self.config, self.pairs, self.real, self.run = config, pairs, real, run
         self.features, self.held_out = features, held_out
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=config.lr, betas=(0.9, config.beta2), weight_decay=0.0
+        self.optimizer = build_optimizer(
+            config.optimizer, self.model.parameters(), lr=config.lr, beta2=config.beta2
         )
         average = EdgeUNet(model.config).to(self.device) if config.ema > 0 else None
         self.ema = Ema(self.model, average, config.ema) if average else None
         self.adversary = (
-            Adversary(features=config.discriminator_features, lr=config.discriminator_lr, workers=workers)
+            Adversary(
+                features=config.discriminator_features,
+                lr=config.discriminator_lr,
+                beta2=config.beta2,
+                workers=workers,
+            )
             if config.losses.adversarial > 0
             else None
         )
@@ -164,7 +176,7 @@ class RestorerTask:
         assert self.adversary and self.real  # `step` asked
         seen = []
         for part, out in zip(self.parts, outs, strict=True):
-            fake = self._crop(out, step, out.shape[-1])
+            fake = self._crop(out, step, self.config.adversarial_crop)
             real = to_tensor(self.real(step, part), self.device)
             seen.append((fake, self._crop(real, step, fake.shape[-1])))
         with autocast(self.device, self.config.precision):
@@ -172,13 +184,13 @@ class RestorerTask:
         check_finite(loss, step, self.run, what="discriminator's loss")
         return loss
 
-    def _crop(self, images: Tensor, step: int, largest: int) -> Tensor:
-        """The part of the faces that the discriminator sees in this step, of a side of at most `largest`."""
-        side = min(self.config.adversarial_crop or largest, largest)
+    @staticmethod
+    def _crop(images: Tensor, step: int, side: int, *, stream: int = 3) -> Tensor:
+        """The part of the faces that a term sees in this step: all for a `side` of 0, or where they are no larger."""
         room = images.shape[-1] - side
-        if room <= 0:
+        if room <= 0 or side == 0:
             return images
-        top, left = np.random.default_rng((step, 3)).integers(0, room + 1, 2)
+        top, left = np.random.default_rng((step, stream)).integers(0, room + 1, 2)
         return images[:, :, top : top + side, left : left + side]
 
     def _losses(
@@ -188,15 +200,30 @@ class RestorerTask:
         weights = self.config.losses
         terms: dict[str, tuple[float, Tensor]] = {weights.pixel: (weights.l1, pixel_loss(out, target, weights.pixel))}
         if self.features is not None and weights.prior_features > 0:
-            # The features sit on a grid of `factor` pixels: a new offset each step, or its pattern is learned.
-            offset = tuple(np.random.default_rng((step, 4)).integers(0, self.features.factor, 2).tolist())
-            pair = (torch.roll(images, offset, (2, 3)) for images in (out, target))
-            terms["prior_features"] = (weights.prior_features, prior_feature_distance(self.features, *pair).mean())
-        if self.adversary:
-            seen = self._crop(out, step, out.shape[-1])
-            terms["adversarial"] = (weights.adversarial, self.adversary.generator_loss(seen, first=first))
+            distance = self._feature_distance(self.features, out, target, step)
+            terms["prior_features"] = (weights.prior_features, distance)
+        adversarial = weights.adversarial * self._adversarial_share(step)
+        if self.adversary and adversarial > 0:
+            seen = self._crop(out, step, self.config.adversarial_crop)
+            terms["adversarial"] = (adversarial, self.adversary.generator_loss(seen, first=first))
         total = torch.stack([weight * value for weight, value in terms.values()]).sum()
         return total, {name: value.detach() for name, (_, value) in terms.items()}
+
+    def _feature_distance(self, features: PriorFeatures, out: Tensor, target: Tensor, step: int) -> Tensor:
+        # The features sit on a grid of `factor` pixels: a new offset each step, or its pattern is learned.
+        offset = tuple(np.random.default_rng((step, 4)).integers(0, features.factor, 2).tolist())
+        pair = (
+            torch.roll(self._crop(images, step, self.config.features_crop, stream=7), offset, (2, 3))
+            for images in (out, target)
+        )
+        return prior_feature_distance(features, *pair).mean()
+
+    def _adversarial_share(self, step: int) -> float:
+        """How much of the adversarial weight is in force at a step, from 0 to 1."""
+        late, ramp = step - self.config.adversarial_delay, self.config.adversarial_ramp
+        if late < 0 or ramp == 0:
+            return float(late >= 0)
+        return min(1.0, late / ramp)
 
     def evaluate(self, step: int) -> dict[str, float]:
         """Held-out PSNR in dB (plain, RGB, no border crop), the gain over the input, and a strip of the first faces.

@@ -43,7 +43,9 @@ def check_mixture(mixture: Mapping[str, float]) -> None:
     for name in mixture:
         get_preset(name)
     if not mixture or min(mixture.values()) < 0 or sum(mixture.values()) <= 0:
-        msg = f"Degradations are presets with shares of at least 0, one of them above it; got {dict(mixture)}."
+        msg = (
+            f"Degradations are presets with shares of at least 0, one of them above it; got {dict(mixture)}."
+        )
         raise ConfigError(msg)
 
 

@@ -16,13 +16,22 @@ from ufr_edge.errors import ConfigError
 M = TypeVar("M", bound=nn.Module)
 
 
+_MPI = ("PMI_{}", "OMPI_COMM_WORLD_{}", "MV2_COMM_WORLD_{}")
+
+
 def is_main_process() -> bool:
-    """Whether this process may write and print: true unless `accelerate launch` started it as a helper."""
-    return int(os.environ.get("RANK", "0")) == 0
+    """Whether this process may write and print: true unless a launcher started it as a helper."""
+    return _launched("RANK", 0) == 0
+
+
+def _launched(what: str, alone: int) -> int:
+    """Read RANK or WORLD_SIZE as torchrun and `accelerate launch` set them, or mpirun, which accelerate uses too."""
+    names = (what, *(name.format(what.removeprefix("WORLD_")) for name in _MPI))
+    return next((int(os.environ[name]) for name in names if name in os.environ), alone)
 
 
 class Workers:
-    """This process among those that `accelerate launch` started; alone without it.
+    """This process among those that `accelerate launch` (or torchrun) started; alone without it.
 
     `device` "auto", "cpu" or "cuda:0"; with several processes each gets a device of its own, and naming one
     raises ConfigError. Batches are given for all processes together, so that a result does not depend on how
@@ -31,7 +40,7 @@ class Workers:
 
     def __init__(self, device: str = "auto") -> None:
         self._accelerator: Any = None
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if _launched("WORLD_SIZE", 1) > 1:
             self._accelerator = _accelerator(device)
         self.device: torch.device = self._accelerator.device if self._accelerator else pick_device(device)
         self.index: int = self._accelerator.process_index if self._accelerator else 0
@@ -70,7 +79,9 @@ class Workers:
 
     def mean(self, parts: Sequence[dict[str, Tensor]]) -> dict[str, float]:
         """Mean each named scalar over the parts of a step and over the processes."""
-        stacked = torch.stack([torch.stack([v.detach().float() for v in part.values()]) for part in parts]).mean(0)
+        stacked = torch.stack(
+            [torch.stack([v.detach().float() for v in part.values()]) for part in parts]
+        ).mean(0)
         if self._accelerator:
             stacked = self._accelerator.reduce(stacked, reduction="mean")
         return dict(zip(parts[0], stacked.tolist(), strict=True))
@@ -79,7 +90,9 @@ class Workers:
         """Whether the flag is set in any process; all get the same answer."""
         if self._accelerator is None:
             return flag
-        return bool(self._accelerator.reduce(torch.tensor(float(flag), device=self.device), reduction="sum") > 0)
+        return bool(
+            self._accelerator.reduce(torch.tensor(float(flag), device=self.device), reduction="sum") > 0
+        )
 
     def wait(self) -> None:
         """Return when all processes are here."""
