@@ -25,7 +25,7 @@ from ufr_edge.runtime.live.stream import LiveStream, StreamConfig
 from ufr_edge.runtime.pipeline import FacePipeline, PipelineConfig
 from ufr_edge.runtime.run import RunConfig, open_detector
 from ufr_edge.runtime.video.source import VideoInfo
-from ufr_edge.runtime.video.uri import parse_uri
+from ufr_edge.runtime.video.uri import Uri, parse_uri
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,21 +69,24 @@ def open_stream(
             config.source, threads=config.threads, code=config.source.code or config.stream.latency
         )
         opened = stack.enter_context(closing(open_live_source(source_uri, given, stop=stop, events=events)))
-        info = engines.full.info
-        labels = Labels(
-            source=source_uri.masked,
-            sink=sink_uri.masked,
-            engine=info.describe(),
-            device=info.device,
-            detector=detector.info.describe(),
-            width=opened.info.width,
-            height=opened.info.height,
-        )
+        labels = _labels(source_uri, sink_uri, engines, detector, opened.info)
         board = StatsBoard(labels)
         pipeline = FacePipeline(engines.full, detector, config.pipeline, clock=board.clock)
         settings = replace(config.stream, pace=config.stream.pace or sink_uri.kind in PACED_KINDS)
         _warm_up(engines, detector, opened.info, config.pipeline)
         yield LiveStream(opened, sinks, pipeline, engines, settings, board=board, events=events, stop=stop)
+
+
+def _labels(source: Uri, sink: Uri, engines: Engines, detector: Detects, info: VideoInfo) -> Labels:
+    return Labels(
+        source=source.masked,
+        sink=sink.masked,
+        engine=engines.full.info.describe(),
+        device=engines.full.info.device,
+        detector=detector.info.describe(),
+        width=info.width,
+        height=info.height,
+    )
 
 
 def _warm_up(engines: Engines, detector: Detects, info: VideoInfo, config: PipelineConfig) -> None:
