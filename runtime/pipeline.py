@@ -93,6 +93,11 @@ class Restored:
     faces: tuple[Face, ...] = ()
     tracks: tuple[TrackedFace, ...] = ()
 
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """Why faces were left alone, one reason per face."""
+        return tuple(track.skipped for track in self.tracks if track.skipped is not None)
+
 
 class FacePipeline:
     """Restores the faces of one stream: `process` frame by frame in order, or `restore` for a still.

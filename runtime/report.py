@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +52,19 @@ class Tally:
     written: int = 0
     faces: int = 0
     faceless: int = 0
+    left_alone: Counter[str] = field(default_factory=Counter)
 
-    def saw(self, faces: int) -> None:
-        """Count one frame and its faces."""
+    def saw(self, faces: int, skipped: Iterable[str] = ()) -> None:
+        """Count one frame, the faces restored in it, and the reasons of those left alone."""
         self.read += 1
         self.faces += faces
         self.faceless += faces == 0
+        self.left_alone.update(reason.partition(":")[0] for reason in skipped)
+
+    def notes(self) -> tuple[str, ...]:
+        """Say which faces were left alone, if any were."""
+        reasons = ", ".join(f"{count} {reason}" for reason, count in self.left_alone.most_common())
+        return (f"Faces left alone: {reasons}.",) if reasons else ()
 
 
 def _plain(value: Any) -> Any:

@@ -66,7 +66,7 @@ class _Run:
             stages=self.clock.timings(),
             engine=self.engine.info,
             detector=self.detector.info if self.detector else None,
-            notes=notes,
+            notes=notes + self.tally.notes(),
         )
 
     def wrote(self, total: int | None) -> None:
@@ -217,7 +217,7 @@ def _restored(run: _Run, items: Generator[SourceItem, None, None]) -> Iterator[S
 
 def _restore_one(run: _Run, item: SourceFrame) -> SourceFrame:
     done = run.work(item.image, f"Frame {item.index}", item.seconds)
-    run.tally.saw(done.count)
+    run.tally.saw(done.count, done.skipped)
     native = None if done.touched is None else item.native
     return replace(item, image=done.image, native=native, touched=done.touched or ())
 
@@ -237,7 +237,7 @@ def _one_image(run: _Run, path: Path, out: Path, *, total: int) -> None:
     with run.clock.stage("decode"):
         frame = read_image(path)
     done = run.work(frame, str(path), None)
-    run.tally.saw(done.count)
+    run.tally.saw(done.count, done.skipped)
     with run.clock.stage("encode"):
         write_image(out, done.image)
     run.wrote(total)

@@ -24,9 +24,10 @@ from clips import (
 )
 
 from ufr_edge.errors import ConfigError, InputFileError, OutputError
+from ufr_edge.runtime.faces.limits import FaceLimits
+from ufr_edge.runtime.faces.track import TrackConfig
 from ufr_edge.runtime.frame import Frame
 from ufr_edge.runtime.images import read_image
-from ufr_edge.runtime.faces.track import TrackConfig
 from ufr_edge.runtime.pipeline import FacePipeline, PipelineConfig
 from ufr_edge.runtime.run import RunConfig, run_path
 from ufr_edge.runtime.video.opening import open_source
@@ -241,6 +242,16 @@ class TestBadVideo:
             run_path(tmp_path / "none.mp4", tmp_path / "o.mp4", StubEngine(), detector=StubDetector())
         with pytest.raises(ConfigError, match="rtsp://"):
             open_source("rtsp://user:secret@camera/1")
+
+
+class TestFacesLeftAlone:
+    def test_a_video_says_which_faces_were_left_alone(self, tmp_path: Path) -> None:
+        clip = write_clip(tmp_path / "in.mkv", 5)
+        limited = PipelineConfig(limits=FaceLimits(max_faces=1))
+        config = RunConfig(encode=CRISP.encode, pipeline=limited)
+        report = run_path(clip, tmp_path / "out.mkv", StubEngine(), config, detector=StubDetector([2]))
+        assert (report.frames_out, report.faces) == (5, 5)
+        assert report.notes == ("Faces left alone: 5 one too many.",)
 
 
 class TestPictures:

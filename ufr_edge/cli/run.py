@@ -9,10 +9,12 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from ufr_edge.cli.options import override
 from ufr_edge.progress import progress_bar
 from ufr_edge.runtime.bundle import open_bundle_engine
 from ufr_edge.runtime.engines.base import EngineInfo
 from ufr_edge.runtime.faces.detect import DetectorConfig
+from ufr_edge.runtime.faces.limits import FaceLimits
 from ufr_edge.runtime.faces.stabilise import StabiliserConfig
 from ufr_edge.runtime.faces.track import TrackConfig
 from ufr_edge.runtime.pipeline import PipelineConfig
@@ -40,6 +42,15 @@ from ufr_edge.runtime.video.writer import EncodeConfig
     show_default=True,
     help="Look for faces in each so manieth frame of a video; they are followed in between.",
 )
+@click.option(
+    "--min-face", type=click.FloatRange(0), help="Smaller faces are left alone: pixels. [default: 16]"
+)
+@click.option(
+    "--max-yaw",
+    type=click.FloatRange(0, 90, min_open=True),
+    help="Turned farther, too: degrees. [default: 65]",
+)
+@click.option("--max-faces", type=click.IntRange(1), help="Restore only the largest. [default: all]")
 @click.option("--no-stabilise", is_flag=True, help="Video: leave each restored face as the engine gave it.")
 @click.option(
     "--grain", type=click.FloatRange(0, 2), default=0.0, show_default=True, help="1: the input's noise."
@@ -65,6 +76,9 @@ def command(
     fidelity: float,
     aligned: bool,
     detect_every: int,
+    min_face: float | None,
+    max_yaw: float | None,
+    max_faces: int | None,
     no_stabilise: bool,
     grain: float,
     detect_side: int,
@@ -79,6 +93,7 @@ def command(
         pipeline=PipelineConfig(
             fidelity=fidelity,
             grain=grain,
+            limits=override(FaceLimits(), {"min_side": min_face, "max_yaw": max_yaw, "max_faces": max_faces}),
             track=TrackConfig(detect_every=detect_every),
             stabilise=None if no_stabilise else StabiliserConfig(),
         ),
