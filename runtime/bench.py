@@ -1,30 +1,42 @@
-"""Measuring an engine on this machine."""
+"""Measuring the engines of a bundle on this machine."""
 
 from __future__ import annotations
 
-import os
-import resource
-import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ufr_edge.errors import ConfigError
-from ufr_edge.runtime.bundle import Wanted, choose_engine, open_entry, rank_engines, read_bundle
+from ufr_edge.errors import ConfigError, ShapeError
+from ufr_edge.runtime.bundle import Bundle, Wanted, choose_engine, open_entry, rank_engines, read_bundle
 from ufr_edge.runtime.device import device_fingerprint
 from ufr_edge.runtime.engines import Engine, EngineInfo, installed_backends
+from ufr_edge.runtime.kernels import KernelProfile, profile_kernels
+from ufr_edge.runtime.machine import (
+    PowerState,
+    machine_name,
+    process_memory,
+    read_power_state,
+    reset_peak_memory,
+)
+from ufr_edge.runtime.manifest import EngineEntry
+
+__all__ = ["BenchReport", "BundleBench", "bench_bundle", "bench_engine", "machine_name"]
 
 DEFAULT_SIDE = 512
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchReport:
-    """One engine's cost. Times in milliseconds per batch, `faces_per_s` over all runs.
+    """One engine's cost at one batch size. Times in ms per batch, `faces_per_s` over all timed runs.
 
-    `peak_rss_mib` is the process's peak so far, so it also holds what was loaded before.
+    load_ms: opening the file, checksums included (None when opened elsewhere). first_ms: the first call at this batch
+    size; of an engine just loaded it is the cold one. rss_mib: resident memory of this process afterwards;
+    peak_rss_mib: its peak since the engine was opened where the system allows that (Linux), else since it started.
+    Both hold Python and the libraries too. kernels: what ran, None when not asked or not known.
     """
 
     name: str
@@ -33,27 +45,64 @@ class BenchReport:
     side: int
     batch: int
     runs: int
+    first_ms: float
     p50_ms: float
     p95_ms: float
     p99_ms: float
     mean_ms: float
     faces_per_s: float
     load_ms: float | None
+    rss_mib: float
     peak_rss_mib: float
+    times_ms: tuple[float, ...]
+    kernels: KernelProfile | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return a value for json.dumps."""
         value = asdict(self)
         value["info"]["path"] = self.info.path.name
+        value["times_ms"] = [round(ms, 4) for ms in self.times_ms]
         return value
 
 
 @dataclass(frozen=True)
 class BundleBench:
-    """Every engine of a bundle that fits this machine, the one `run` would choose first; and the rest with why."""
+    """Every engine of a bundle that fits this machine, the one `run` would choose first, at each batch size.
+
+    turned_down: (engine, reason) of the rest; also of batch sizes an engine was not built for.
+    """
 
     reports: tuple[BenchReport, ...]
     turned_down: tuple[tuple[str, str], ...]
+    bundle: str
+    power: PowerState
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a value for json.dumps."""
+        return {
+            "bundle": self.bundle,
+            "machine": machine_name(),
+            "power": asdict(self.power),
+            "doubts": list(self.power.doubts()),
+            "engines": [report.to_json() for report in self.reports],
+            "turned_down": [{"name": name, "reason": reason} for name, reason in self.turned_down],
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchConfig:
+    """How much is measured: untimed calls, timed calls, CPU threads (None: the backend's), the kernels."""
+
+    warmup: int = 5
+    runs: int = 50
+    threads: int | None = None
+    kernels: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for a number out of range."""
+        if self.runs < 1 or self.warmup < 0:
+            msg = f"runs must be 1 or more and warmup 0 or more, not {self.runs}, {self.warmup}."
+            raise ConfigError(msg)
 
 
 def bench_engine(
@@ -64,35 +113,43 @@ def bench_engine(
     runs: int = 50,
     name: str = "engine",
     load_ms: float | None = None,
+    kernels: KernelProfile | None = None,
 ) -> BenchReport:
-    """Time `runs` calls of engine.infer on random faces after `warmup` untimed ones.
+    """Time the first call of engine.infer, then `runs` calls after `warmup` untimed ones, on random faces.
 
     An engine that takes any side is measured at 512 px. Raises ConfigError for a batch, warmup or runs out
     of range, and what Engine.infer raises.
     """
-    if batch < 1 or runs < 1 or warmup < 0:
-        msg = f"batch and runs must be 1 or more and warmup 0 or more, not {batch}, {runs}, {warmup}."
+    config = BenchConfig(warmup=warmup, runs=runs)
+    if batch < 1:
+        msg = f"batch must be 1 or more, not {batch}."
         raise ConfigError(msg)
     side = engine.info.side or DEFAULT_SIDE
     faces = np.random.default_rng(0).integers(0, 256, (batch, side, side, 3), dtype=np.uint8)
-    for _ in range(warmup):
+    first = _seconds(engine, faces)
+    for _ in range(config.warmup):
         engine.infer(faces)
-    times = np.array([_seconds(engine, faces) for _ in range(runs)]) * 1e3
+    times = np.array([_seconds(engine, faces) for _ in range(config.runs)]) * 1e3
     p50, p95, p99 = (float(value) for value in np.percentile(times, [50, 95, 99]))
+    memory = process_memory()
     return BenchReport(
         name=name,
         info=engine.info,
         machine=machine_name(),
         side=side,
         batch=batch,
-        runs=runs,
+        runs=config.runs,
+        first_ms=first * 1e3,
         p50_ms=p50,
         p95_ms=p95,
         p99_ms=p99,
         mean_ms=float(times.mean()),
-        faces_per_s=float(batch * runs * 1e3 / times.sum()),
+        faces_per_s=float(batch * config.runs * 1e3 / times.sum()),
         load_ms=load_ms,
-        peak_rss_mib=peak_rss_mib(),
+        rss_mib=memory.rss_mib,
+        peak_rss_mib=memory.peak_mib,
+        times_ms=tuple(float(ms) for ms in times),
+        kernels=kernels,
     )
 
 
@@ -100,45 +157,74 @@ def bench_bundle(
     path: Path,
     *,
     wanted: Wanted | None = None,
-    batch: int = 1,
+    batches: Sequence[int] = (1,),
     warmup: int = 5,
     runs: int = 50,
     threads: int | None = None,
+    kernels: bool = False,
 ) -> BundleBench:
-    """Open and measure each engine of a bundle that fits this machine and `wanted`.
+    """Open and measure each engine of a bundle that fits this machine and `wanted`, at each batch size in turn.
 
-    Raises as open_bundle_engine when none does.
+    kernels: also open each once more under its backend's profiler and say which kernels ran.
+    Raises as open_bundle_engine when none fits, ConfigError for a number out of range.
     """
+    config = BenchConfig(warmup=warmup, runs=runs, threads=threads, kernels=kernels)
+    if not batches or min(batches) < 1:
+        msg = f"batches must be 1 or more each, not {list(batches)}."
+        raise ConfigError(msg)
     asked = wanted or Wanted()
     bundle = read_bundle(path)
+    power = read_power_state()
     here = {"fingerprint": device_fingerprint(), "backends": installed_backends()}
     choose_engine(bundle.manifest, wanted=asked, **here)  # raises when nothing fits
     fitting, refusals = rank_engines(bundle.manifest, wanted=asked, **here)
-    reports = []
+    reports: list[BenchReport] = []
+    turned_down = [(name, str(error)) for name, error in refusals]
     for entry in fitting:
-        start = time.perf_counter()
-        with open_entry(bundle, entry, device=asked.device, threads=threads) as engine:
-            load_ms = (time.perf_counter() - start) * 1e3
-            report = bench_engine(
-                engine, batch=batch, warmup=warmup, runs=runs, name=entry.name, load_ms=load_ms
-            )
-        reports.append(report)
-    return BundleBench(tuple(reports), tuple((name, str(error)) for name, error in refusals))
+        measured, refused = _bench_entry(bundle, entry, asked.device, tuple(dict.fromkeys(batches)), config)
+        reports += measured
+        turned_down += refused
+    return BundleBench(tuple(reports), tuple(turned_down), bundle.manifest.name, power)
 
 
-def machine_name() -> str:
-    """Return such as `AMD EPYC, 2 cores (avx2,avx512,bf16,vnni)`, and the GPU where there is one."""
-    found = device_fingerprint()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    flags = f" ({found['cpu_flags']})" if found["cpu_flags"] else ""
-    gpu = f", {found['gpu']}" if "gpu" in found else ""
-    return f"{found['cpu']}, {cores} cores{flags}{gpu}"
+def _bench_entry(
+    bundle: Bundle, entry: EngineEntry, device: str, batches: Sequence[int], config: BenchConfig
+) -> tuple[list[BenchReport], list[tuple[str, str]]]:
+    profile = _profile(bundle, entry, device, config) if config.kernels else None
+    reports: list[BenchReport] = []
+    refused: list[tuple[str, str]] = []
+    reset_peak_memory()
+    start = time.perf_counter()
+    with open_entry(bundle, entry, device=device, threads=config.threads) as engine:
+        load_ms = (time.perf_counter() - start) * 1e3
+        for batch in batches:
+            try:
+                report = bench_engine(
+                    engine,
+                    batch=batch,
+                    warmup=config.warmup,
+                    runs=config.runs,
+                    name=entry.name,
+                    load_ms=load_ms,
+                    kernels=profile,
+                )
+            except ShapeError as exc:  # a TensorRT engine takes no larger batch than it was built for
+                refused.append((f"{entry.name} at batch {batch}", str(exc)))
+            else:
+                reports.append(report)
+    return reports, refused
 
 
-def peak_rss_mib() -> float:
-    """Return the peak resident memory of this process in MiB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1024 * 1024 if sys.platform == "darwin" else 1024)
+def _profile(bundle: Bundle, entry: EngineEntry, device: str, config: BenchConfig) -> KernelProfile | None:
+    bundle.verify(entry.files)
+    return profile_kernels(
+        bundle.file(entry.files[0]),
+        backend=entry.backend,
+        side=bundle.manifest.restorer.side,
+        device=device,
+        precision=entry.precision,
+        threads=config.threads,
+    )
 
 
 def _seconds(engine: Engine, faces: np.ndarray[Any, np.dtype[np.uint8]]) -> float:

@@ -50,6 +50,16 @@ class EngineInfo:
         return f"{self.backend} {self.backend_version} · {self.device} · {self.precision}{rest}"
 
 
+@dataclass(frozen=True)
+class LayerTime:
+    """One layer of the graph that was executed: its kind and precision by the backend's names, ms of one run."""
+
+    name: str
+    kind: str
+    precision: str
+    ms: float
+
+
 class Session(Protocol):
     """A loaded network. Not thread-safe: one session per thread."""
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from ufr_edge.errors import BackendUnavailableError, EngineMisfitError, InferenceError, ModelFileError
+from ufr_edge.files import read_json
 from ufr_edge.runtime.engines.base import (
     Array,
     EngineInfo,
+    LayerTime,
     TensorSpec,
     check_feeds,
     check_model_file,
@@ -22,10 +26,13 @@ DTYPES = {"float": "float32", "double": "float64"}
 
 
 class OnnxRuntimeSession:
-    """A Session over onnxruntime. The file decides the precision."""
+    """A Session over onnxruntime. The file decides the precision. `profile`: the folder its layer times go to."""
 
-    def __init__(self, session: Any, info: EngineInfo) -> None:
+    def __init__(
+        self, session: Any, info: EngineInfo, profile: tempfile.TemporaryDirectory[str] | None = None
+    ) -> None:
         self._session: Any = session
+        self._profile = profile
         self.inputs = tuple(_spec(node) for node in session.get_inputs())
         self.outputs = tuple(_spec(node) for node in session.get_outputs())
         self.info = info
@@ -40,9 +47,25 @@ class OnnxRuntimeSession:
             results = self._session.run(None, dict(feeds))
         return {spec.name: result for spec, result in zip(self.outputs, results, strict=True)}
 
+    def layer_times(self) -> tuple[LayerTime, ...]:
+        """The layers executed, the median over all runs so far; once, and needs open_onnxruntime(profile=True).
+
+        Raises InferenceError.
+        """
+        if self._session is None or self._profile is None:
+            msg = (
+                f"{self.info.path} was not opened with profile=True, or is closed: there are no layer times."
+            )
+            raise InferenceError(msg)
+        with translate_errors(InferenceError, f"ONNX Runtime gives no times for {self.info.path}"):
+            events = read_json(Path(self._session.end_profiling()))
+            return _layer_times([event for event in events if event.get("cat") == "Node"])
+
     def close(self) -> None:
         """Free the network."""
         self._session = None
+        if self._profile is not None:
+            self._profile.cleanup()
 
 
 def open_onnxruntime(
@@ -52,8 +75,9 @@ def open_onnxruntime(
     precision: str | None = None,
     threads: int | None = None,
     input_shapes: Mapping[str, Sequence[int | None]] | None = None,
+    profile: bool = False,
 ) -> OnnxRuntimeSession:
-    """Open an ONNX file. `device` is "auto" (the CPU), "cpu" or "cuda".
+    """Open an ONNX file. `device` is "auto" (the CPU), "cpu" or "cuda". `profile` has it measure its layers.
 
     Raises BackendUnavailableError when the device is not there, EngineMisfitError when the file is not
     of the asked precision, InputFileError or ModelFileError for a missing or damaged file.
@@ -67,7 +91,9 @@ def open_onnxruntime(
     provider = _provider(ort, device)
     source = str(path) if input_shapes is None else with_input_shapes(path, input_shapes)
     with translate_errors(ModelFileError, f"ONNX Runtime cannot load {path}"):
-        session = ort.InferenceSession(source, _options(ort, threads), providers=[provider])
+        folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True) if profile else None
+        options = _options(ort, threads, folder)
+        session = ort.InferenceSession(source, options, providers=[provider])
     # ONNX Runtime drops a provider that does not start and goes on with the CPU.
     if session.get_providers()[0] != provider:
         msg = f"ONNX Runtime could not start {provider}. Check the CUDA installation, or give --device cpu."
@@ -82,7 +108,7 @@ def open_onnxruntime(
         float_precision="fp32" if found == "int8" else found,
         threads=threads,
     )
-    return OnnxRuntimeSession(session, info)
+    return OnnxRuntimeSession(session, info, folder)
 
 
 def _import_onnxruntime() -> Any:
@@ -104,13 +130,29 @@ def _provider(ort: Any, device: str) -> str:
     return provider
 
 
-def _options(ort: Any, threads: int | None) -> Any:
+def _options(ort: Any, threads: int | None, profile: tempfile.TemporaryDirectory[str] | None) -> Any:
     options = ort.SessionOptions()
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(profile.name) / "profile")
     options.log_severity_level = 4  # errors arrive as exceptions; the log would print them a second time
     if threads is not None:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
     return options
+
+
+def _layer_times(events: Sequence[Mapping[str, Any]]) -> tuple[LayerTime, ...]:
+    """From the `Node` events of ONNX Runtime's profile; the precision is the type of the first input."""
+    runs: dict[str, list[float]] = {}
+    layers: dict[str, tuple[str, str]] = {}
+    for event in events:
+        args = event["args"]
+        inputs = args.get("input_type_shape") or [{"?": []}]
+        name = str(event["name"]).removesuffix("_kernel_time")
+        layers[name] = (str(args["op_name"]), next(iter(inputs[0]), "?"))
+        runs.setdefault(name, []).append(float(event["dur"]) / 1e3)
+    return tuple(LayerTime(name, *layers[name], median(times)) for name, times in runs.items())
 
 
 def _spec(node: Any) -> TensorSpec:

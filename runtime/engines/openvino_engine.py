@@ -19,6 +19,7 @@ from ufr_edge.optional import require
 from ufr_edge.runtime.engines.base import (
     Array,
     EngineInfo,
+    LayerTime,
     TensorSpec,
     check_feeds,
     check_model_file,
@@ -50,6 +51,25 @@ class OpenVinoSession:
             results = self._request.infer(arrays, share_inputs=True, share_outputs=False)
             return {spec.name: results[index] for index, spec in enumerate(self.outputs)}
 
+    def layer_times(self) -> tuple[LayerTime, ...]:
+        """The layers executed in the last run; needs open_openvino(profile=True). Raises InferenceError."""
+        if self._request is None:
+            msg = f"The engine {self.info.path} is closed. Open it again."
+            raise InferenceError(msg)
+        with translate_errors(InferenceError, f"OpenVINO gives no times for {self.info.path}"):
+            graph = self._request.get_compiled_model().get_runtime_model().get_ordered_ops()
+            precisions = {op.get_friendly_name(): _runtime_precision(op) for op in graph}
+            return tuple(
+                LayerTime(
+                    layer.node_name,
+                    layer.node_type,
+                    precisions.get(layer.node_name) or layer.exec_type.rpartition("_")[2].lower(),
+                    layer.real_time.total_seconds() * 1e3,
+                )
+                for layer in self._request.get_profiling_info()
+                if layer.status.name == "EXECUTED"
+            )
+
     def close(self) -> None:
         """Free the network."""
         self._request = None
@@ -63,11 +83,13 @@ def open_openvino(
     threads: int | None = None,
     cache_dir: Path | None = None,
     input_shapes: Mapping[str, Sequence[int | None]] | None = None,
+    profile: bool = False,
 ) -> OpenVinoSession:
     """Open an OpenVINO .xml or an ONNX file. `device` is "auto" (the CPU) or an OpenVINO device name.
 
     `precision` None keeps the file's own: int8 for a quantized file, else fp32. What a quantized file
-    leaves in float runs in the device's preferred float type, given in `info.float_precision`.
+    leaves in float runs in the device's preferred float type, given in `info.float_precision`. `profile` has the
+    session measure its layers, which costs some time.
     Raises BackendUnavailableError (device missing), EngineMisfitError (the precision cannot run here or is
     not in the file), InputFileError, ModelFileError.
     """
@@ -78,7 +100,7 @@ def open_openvino(
     model = _read_model(ov, core, path, input_shapes)
     kind = _precision(model, path, precision)
     with translate_errors(ModelFileError, f"OpenVINO cannot compile {path} for {name}"):
-        compiled = core.compile_model(model, name, _properties(kind, threads, cache_dir))
+        compiled = core.compile_model(model, name, _properties(kind, threads, cache_dir, profile=profile))
         hint = str(compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name())
         full_name = f"{name} ({str(core.get_property(name, 'FULL_DEVICE_NAME')).strip()})"
     running = NAMES.get(hint, hint)
@@ -149,8 +171,12 @@ def _precision(model: Any, path: Path, asked: str | None) -> str:
     raise EngineMisfitError(msg)
 
 
-def _properties(precision: str, threads: int | None, cache_dir: Path | None) -> dict[str, Any]:
+def _properties(
+    precision: str, threads: int | None, cache_dir: Path | None, *, profile: bool
+) -> dict[str, Any]:
     properties: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+    if profile:
+        properties["PERF_COUNT"] = True
     if precision in HINTS:
         # Left alone, OpenVINO would pick bf16 by itself on machines that have it.
         properties["INFERENCE_PRECISION_HINT"] = HINTS[precision]
@@ -159,6 +185,11 @@ def _properties(precision: str, threads: int | None, cache_dir: Path | None) -> 
     if cache_dir is not None:
         properties["CACHE_DIR"] = str(cache_dir)
     return properties
+
+
+def _runtime_precision(op: Any) -> str:
+    info = op.get_rt_info()
+    return str(info["runtimePrecision"].astype(str)) if "runtimePrecision" in info else ""
 
 
 def _spec(port: Any, fallback: str) -> TensorSpec:
