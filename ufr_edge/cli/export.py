@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -19,22 +19,18 @@ if TYPE_CHECKING:
 PERCENTILE = 99.99
 
 
-class MaxDrop(click.ParamType):
-    """A drop in dB, or "none" (which becomes None)."""
-
-    name = "DB|none"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | None:
-        """Return dB of at least 0, or None."""
-        if value is None or str(value).lower() == "none":
-            return None
-        try:
-            drop = float(value)
-        except ValueError:
-            drop = -1.0
-        if not 0 <= drop < math.inf:
-            self.fail(f"{value!r} is no drop in dB (0 or more), and not none.", param, ctx)
-        return drop
+def _read_drop(_: click.Context, __: click.Parameter, value: str) -> float | None:
+    """Read "0.3" as dB, "none" as None."""
+    if value.lower() == "none":
+        return None
+    try:
+        drop = float(value)
+    except ValueError:
+        drop = -1.0
+    if not 0 <= drop < math.inf:
+        msg = f"{value!r} is no drop in dB (0 or more), and not none."
+        raise click.BadParameter(msg)
+    return drop
 
 
 @click.command("export")
@@ -73,7 +69,8 @@ class MaxDrop(click.ParamType):
 )
 @click.option(
     "--max-drop",
-    type=MaxDrop(),
+    callback=_read_drop,
+    metavar="DB|none",
     default="0.3",
     show_default=True,
     help="What an engine below fp32 may lose on held-out faces, mean PSNR in dB; none: measure, refuse nothing.",
