@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -13,6 +15,7 @@ from spandrel_nets import architecture, codeformer, swinir, swinir_state
 from torch import nn
 
 from ufr_edge.errors import ConfigError, InputFileError, ModelFileError, ShapeError
+from ufr_edge.export.onnx_export import export_onnx
 from ufr_edge.restorers.checkpoints import describe, read_state_dict
 from ufr_edge.restorers.edge import build_restorer
 from ufr_edge.restorers.files import LoadedRestorer, save_restorer
@@ -186,6 +189,20 @@ def test_a_checkpoint_restorer_trains(tmp_path: Path) -> None:
     out.mean().backward()
     grads = [p.grad for p in loaded.model.parameters() if p.requires_grad]
     assert all(grad is not None for grad in grads)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_restorer_is_copied_and_exported(tmp_path: Path) -> None:
+    """What fine-tuning (average of the weights, channels-last) and export ask of a network."""
+    _, loaded = load_tiny_swinir(tmp_path)
+    faces = np.random.default_rng(0).integers(0, 255, (3, 64, 64, 3), dtype=np.uint8)
+    twin = copy.deepcopy(loaded.model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    image = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(twin(image), loaded.model(image), rtol=0, atol=1e-5)
+    export: Any = export_onnx
+    report = export(loaded.model, tmp_path / "model.onnx", side=64, faces=faces)
+    assert report.parity.max_abs <= 1
 
 
 def test_restoreformer_in_and_out_of_its_range(tmp_path: Path) -> None:
