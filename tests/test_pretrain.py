@@ -29,6 +29,7 @@ from ufr_edge.adaptation.sources import (
     cropping_source,
     degraded_pairs,
     degrading_source,
+    drawn_ahead,
     face_source,
     mixed_source,
 )
@@ -126,6 +127,14 @@ def test_crops_of_a_pair_lie_at_the_same_place() -> None:
     assert np.array_equal(lq, goal) and not np.array_equal(lq[0], lq[1])
     whole = clean_of(0, ALL)[0]
     assert any(np.array_equal(whole[i : i + 32, j : j + 32], goal[0]) for i in range(33) for j in range(33))
+
+
+def test_drawing_ahead_changes_nothing() -> None:
+    source = degrading_source(faces(), CLASSIC, 4, 0)
+    ahead = drawn_ahead(source, steps=2, threads=2)
+    for step in (0, 1, 2, 7, 8, 3):  # a resumed run may start anywhere
+        for rows in (slice(0, 2), slice(2, 4)):
+            assert all(np.array_equal(a, b) for a, b in zip(ahead(step, rows), source(step, rows), strict=True))
 
 
 def test_log_mse_weighs_each_image_alike() -> None:

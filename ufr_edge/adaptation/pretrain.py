@@ -22,8 +22,8 @@ from ufr_edge.adaptation.faces import (
 )
 from ufr_edge.adaptation.loop import LoopConfig, check_origin, run_loop
 from ufr_edge.adaptation.prior_task import PriorTask, PriorTraining
-from ufr_edge.adaptation.restorer_task import LossWeights, RestorerTask, RestorerTraining
-from ufr_edge.adaptation.sources import check_mixture, degraded_pairs, face_source, mixed_source
+from ufr_edge.adaptation.restorer_task import LossWeights, PairSource, RestorerTask, RestorerTraining
+from ufr_edge.adaptation.sources import check_mixture, degraded_pairs, drawn_ahead, face_source, mixed_source
 from ufr_edge.adaptation.training import CHECKPOINT, resolve_precision
 from ufr_edge.adaptation.workers import Workers
 from ufr_edge.config import to_json
@@ -131,7 +131,7 @@ def pretrain_restorer(
     task = RestorerTask(
         model,
         config.training,
-        pairs=mixed_source(found[faces], config),
+        pairs=_pairs(found[faces], config, workers),
         batch=config.batch,
         real=face_source(found[faces], config.batch, config.seed + 1),
         features=features,
@@ -199,6 +199,13 @@ def _first_restorer(config: PretrainRestorer) -> EdgeUNet:
         )
         raise ConfigError(msg)
     return loaded.model
+
+
+def _pairs(faces: FaceSet, config: PretrainRestorer, workers: Workers) -> PairSource:
+    pairs = mixed_source(faces, config)
+    if workers.device.type == "cpu":
+        return pairs  # the network needs the cores itself
+    return drawn_ahead(pairs, steps=4, threads=4)
 
 
 def _load(folder: Path, side: int, workers: Workers, show: bool, limit: int | None) -> FaceSet:

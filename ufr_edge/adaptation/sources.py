@@ -6,6 +6,7 @@ So a resumed run sees what it would have seen, and each of several processes dra
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
@@ -111,6 +112,26 @@ def cropping_source(pairs: PairSource, *, batch: int, crop: int, count: int, see
         return lq, clean
 
     return crops
+
+
+def drawn_ahead(pairs: PairSource, *, steps: int, threads: int) -> PairSource:
+    """Return the same source, with the `steps` steps after the one asked for drawn meanwhile by `threads` threads.
+
+    What is drawn depends on the step alone, so nothing changes but the time: a GPU does not wait for degradations.
+    """
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="pairs")
+    drawn: dict[tuple[int, int, int], Future[tuple[Images, Images]]] = {}
+
+    def ahead(step: int, rows: slice) -> tuple[Images, Images]:
+        for key in [key for key in drawn if not step <= key[0] <= step + steps]:
+            drawn.pop(key).cancel()
+        for later in range(step, step + steps + 1):
+            key = (later, rows.start, rows.stop)
+            if key not in drawn:
+                drawn[key] = pool.submit(pairs, later, rows)
+        return drawn.pop((step, rows.start, rows.stop)).result()
+
+    return ahead
 
 
 def degraded_pairs(faces: FaceSet, presets: Sequence[str], *, seed: int) -> HeldOut:
