@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ufr_edge.calibration.compare import compare_frames, run_batches
 from ufr_edge.errors import BuildError
+from ufr_edge.export.onnx_check import check_operators, check_weights
 from ufr_edge.files import atomic_file, sha256_file
 from ufr_edge.restorers.edge import EdgeUNet
 from ufr_edge.runtime.engines import open_engine_file
@@ -85,10 +86,13 @@ def export_onnx(
 
 
 def check_border(proto: Any) -> None:
-    """Check an ONNX model of ours: valid, Cast first and last, batch the only dynamic axis.
+    """Check an ONNX model of ours: standard operators, finite weights, valid, Cast first and last, batch the only
+    dynamic axis.
 
     proto: onnx.ModelProto. Raises BuildError saying which of it does not hold.
     """
+    check_operators(proto)
+    check_weights(proto)
     try:
         onnx.checker.check_model(proto, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as exc:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from ufr_edge.calibration.ptq_openvino import NncfConfig, quantize_openvino
 from ufr_edge.errors import BuildError, CalibrationError
+from ufr_edge.export.onnx_check import check_operators, layers_with, read_onnx
 from ufr_edge.optional import require
 
 
@@ -31,6 +33,7 @@ def export_openvino(
         msg = "An int8 engine needs calibration frames. Give --calibration FOLDER with aligned faces of the camera."
         raise CalibrationError(msg)
     ov = require("openvino", extra="openvino")
+    check_operators(read_onnx(source))
     model = _read(ov, source)
     if frames is not None and precision == "int8":
         model = quantize_openvino(model, frames, config=config)
@@ -46,5 +49,13 @@ def _read(ov: Any, source: Path) -> Any:
     try:
         return ov.convert_model(source)
     except RuntimeError as exc:
-        msg = f"OpenVINO could not convert {source}: {exc}"
+        # OpenVINO names operators, not layers.
+        words = (
+            set(re.findall(r"\w+", str(exc).split("not support", 1)[-1]))
+            if "not support" in str(exc)
+            else set()
+        )
+        named = layers_with(read_onnx(source), words)
+        reason = f"it has no {', '.join(named)}" if named else str(exc)
+        msg = f"OpenVINO could not convert {source}: {reason}"
         raise BuildError(msg) from exc

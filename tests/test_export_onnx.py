@@ -10,12 +10,15 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from click.testing import CliRunner
 from export_helpers import SIDE, tiny_model
 
 from ufr_edge.calibration.compare import compare_frames, pattern_frames, run_batches
 from ufr_edge.calibration.ptq_onnx import QdqConfig, nodes_outside_convolutions, quantize_onnx
 from ufr_edge.calibration.ptq_openvino import NncfConfig
-from ufr_edge.errors import BuildError, CalibrationError, ConfigError, ShapeError
+from ufr_edge.cli import main
+from ufr_edge.errors import BuildError, CalibrationError, ConfigError, InputFileError, ShapeError
+from ufr_edge.export.onnx_check import check_operators, read_onnx
 from ufr_edge.export.onnx_export import OPSET, check_border, export_onnx, restore_frames
 from ufr_edge.export.openvino_export import export_openvino
 from ufr_edge.export.requests import EngineRequest, plan_requests
@@ -129,6 +132,60 @@ def test_check_border_refuses_another_graph(base: Path) -> None:
     )
     with pytest.raises(BuildError, match="begins with Relu"):
         check_border(helper.make_model(plain, opset_imports=[helper.make_opsetid("", OPSET)]))
+
+
+def test_the_graph_is_folded(base: Path) -> None:
+    """Nothing is left to fold: no constants computed at run time, no nodes that do nothing, no unused weights."""
+    graph = onnx.load(base).graph
+    assert not {"Constant", "ConstantOfShape", "Identity", "Dropout", "Shape", "Gather"} & set(_ops(graph))
+    given = {i.name for i in graph.initializer}
+    assert all(not node.input or set(node.input) - given for node in graph.node)
+    used = {name for node in graph.node for name in node.input}
+    assert given <= used
+
+
+def test_a_damaged_or_foreign_file_is_refused_in_words(base: Path, tmp_path: Path) -> None:
+    data = base.read_bytes()
+    cases = {"cut.onnx": data[: len(data) // 2], "text.onnx": b"this is no ONNX", "empty.onnx": b""}
+    for name, content in cases.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputFileError, match=rf"{name} (is damaged or no ONNX|holds no network)"):
+            read_onnx(tmp_path / name)
+    with pytest.raises(InputFileError, match="does not exist"):
+        read_onnx(tmp_path / "none.onnx")
+
+
+def test_an_unknown_operator_is_named_with_its_layer(base: Path, tmp_path: Path) -> None:
+    proto = onnx.load(base)
+    relu = next(node for node in proto.graph.node if node.op_type == "Relu")
+    relu.op_type, relu.name = "Sparkle", "encoder_sparkle"
+    with pytest.raises(BuildError, match="no Sparkle in layer encoder_sparkle"):
+        check_border(proto)
+    onnx.save(proto, tmp_path / "s.onnx")
+    pytest.importorskip("openvino")
+    with pytest.raises(BuildError, match="no Sparkle in layer encoder_sparkle"):
+        export_openvino(tmp_path / "s.onnx", tmp_path / "s.xml", precision="fp32")
+    relu.op_type, relu.domain = "Relu", "com.example"
+    with pytest.raises(BuildError, match="no Relu in layer encoder_sparkle"):
+        check_operators(proto)
+
+
+def test_weights_that_are_not_finite_are_named(base: Path) -> None:
+    proto = onnx.load(base)
+    weight = next(i for i in proto.graph.initializer if len(i.dims) == 4)
+    broken = onnx.numpy_helper.to_array(weight).copy()
+    broken[0, 0, 0, 0] = np.nan
+    weight.CopyFrom(onnx.numpy_helper.from_array(broken, weight.name))
+    with pytest.raises(BuildError, match=f"{weight.name} holds NaN"):
+        check_border(proto)
+
+
+def test_the_command_says_what_an_onnx_source_is(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.onnx").write_bytes(b"no")
+    for source, words in ((tmp_path / "bad.onnx", "no ONNX file"), (base, "ufr-edge bundle rebuild")):
+        result = CliRunner().invoke(main, ["export", str(source), "-o", str(tmp_path / "a.ufr")])
+        assert result.exit_code == 1
+        assert words in result.stderr
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "tensorrt"])
@@ -251,6 +308,16 @@ def test_openvino_int8_holds_the_brightest_frame(base: Path, tmp_path: Path) -> 
         with open_engine_file(xml, backend="openvino") as engine:
             found[mean] = compare_frames(engine.infer(frames[-1:]), wanted).psnr_db
     assert found[False] > found[True] + 1
+
+
+def test_openvino_int8_with_percentile_ranges(base: Path, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    pytest.importorskip("nncf")
+    config = NncfConfig(percentile=99.9)
+    xml, _ = export_openvino(base, tmp_path / "m.xml", precision="int8", frames=FACES, config=config)
+    with open_engine_file(xml, backend="openvino", precision="int8") as engine:
+        found = compare_frames(run_batches(engine, FACES), restore_frames(tiny_model(), FACES))
+    assert 30 < found.psnr_db < 99
 
 
 def test_openvino_int8_needs_frames(base: Path, tmp_path: Path) -> None:

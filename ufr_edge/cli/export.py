@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from ufr_edge.cli.tables import parity_cells, print_table
+from ufr_edge.errors import InputFileError
 from ufr_edge.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -139,6 +140,8 @@ def command(
     from ufr_edge.export.bundle_export import ExportOptions, export_bundle
     from ufr_edge.restorers.files import load_restorer
 
+    if Path(source).suffix == ".onnx":
+        _refuse_onnx(Path(source))
     restorer = load_restorer(source)
     options = ExportOptions(
         gate=None if max_drop is None else GateConfig(max_drop_db=max_drop, time_s=gate_time),
@@ -163,6 +166,16 @@ def command(
         click.echo(json.dumps({"manifest": report.manifest.to_json(), "notes": report.notes}, indent=2))
         return
     _print_report(report)
+
+
+def _refuse_onnx(path: Path) -> NoReturn:
+    """Say what is wrong with an ONNX file given as the source; a sound one belongs to a bundle."""
+    from ufr_edge.export.onnx_check import read_onnx
+    from ufr_edge.export.onnx_export import check_border
+
+    check_border(read_onnx(path))
+    msg = f"{path} is an ONNX; export begins from weights. Engines are built from a bundle's ONNX by: ufr-edge bundle rebuild"
+    raise InputFileError(msg)
 
 
 def _print_report(report: ExportReport) -> None:
