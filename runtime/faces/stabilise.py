@@ -23,9 +23,9 @@ _COARSE = 4  # face pixels to one of the coarse picture that motion is seen in
 _STILL = 0.1  # face pixels the past may be off before it is moved
 _MOST_MOTION = 0.25  # of the side: from farther away nothing is taken over
 _PASSING = 3.0  # times the noise: a difference at which half the past is taken
-_LEAST_NOISE, _MOST_NOISE = 0.25, 3.0  # levels of the coarse picture
+_LEAST_NOISE, _MOST_NOISE = 0.1, 3.0  # levels of the coarse picture
 _NOISE_RISE = 0.5  # 1/s: the noise is the least seen lately
-_QUANTILE = 0.4
+_QUANTILE = 0.15  # of the differences: low, as flat skin shows the noise alone even in motion
 
 
 @dataclass(frozen=True, kw_only=True)
