@@ -78,11 +78,15 @@ class Sink(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class SinkConfig:
-    """overwrite: replace a file that exists. encode: for a file or network sink. timeout_s: of a network."""
+    """overwrite: replace a file that exists. encode: for a file or network sink. timeout_s: of a network.
+
+    token: of the live page.
+    """
 
     overwrite: bool = False
     encode: EncodeConfig = field(default_factory=lambda: _LIVE_ENCODE)
     timeout_s: float = _TIMEOUT_S
+    token: str | None = field(default=None, repr=False)
 
 
 def open_sink(uri: Uri, config: SinkConfig | None = None) -> Sink:
@@ -96,7 +100,7 @@ def open_sink(uri: Uri, config: SinkConfig | None = None) -> Sink:
         "null": NullSink,
         "display": lambda: DisplaySink(uri),
         "device": lambda: LoopbackSink(uri),
-        "http": lambda: _page(uri),
+        "http": lambda: _page(uri, config),
     }
     if uri.kind not in makers:
         msg = (
@@ -264,7 +268,7 @@ def _net_muxing(uri: Uri, config: SinkConfig) -> Muxing:
     return Muxing(muxer=known[uri.scheme], options=options, timeout_s=config.timeout_s)
 
 
-def _page(uri: Uri) -> Sink:
+def _page(uri: Uri, config: SinkConfig) -> Sink:
     name = "ufr_edge.runtime.live.page"
     try:
         page = importlib.import_module(name)
@@ -272,5 +276,5 @@ def _page(uri: Uri) -> Sink:
         missing = "not part of this installation" if exc.name == name else "in need of a package"
         msg = f'{uri.masked}: the live page is {missing}. Run: pip install "ufr-edge[live]"'
         raise BackendUnavailableError(msg) from exc
-    sink: Sink = page.PageSink(uri)
+    sink: Sink = page.PageSink(uri, page.PageConfig(token=config.token))
     return sink

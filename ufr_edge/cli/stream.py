@@ -20,12 +20,14 @@ from ufr_edge.runtime.faces.detect import DetectorConfig
 from ufr_edge.runtime.faces.track import TrackConfig
 from ufr_edge.runtime.live.events import EventLog
 from ufr_edge.runtime.live.links import LinkConfig
+from ufr_edge.runtime.live.page_address import make_token, needs_token
 from ufr_edge.runtime.live.session import LiveConfig, open_engines, open_stream, stream_report
 from ufr_edge.runtime.live.sinks import SinkConfig
 from ufr_edge.runtime.live.sources import Backoff, SourceConfig
 from ufr_edge.runtime.live.stats import LiveStats
 from ufr_edge.runtime.live.stream import LiveStream, StreamConfig
 from ufr_edge.runtime.pipeline import PipelineConfig
+from ufr_edge.runtime.video.uri import parse_uri
 
 Watch = Callable[[LiveStats], None]
 
@@ -43,6 +45,7 @@ _OPTIONS = stack(
     click.option("--consuming", type=click.Choice(["lazy", "eager"]), help="All in order, or the newest. [default: eager for cameras, lazy for files]"),
     click.option("--reconnect", type=click.IntRange(0), default=10, show_default=True, help="Tries to connect again before the source is lost."),
     click.option("--timeout", type=click.FloatRange(0.1), default=5.0, show_default=True, help="Seconds to wait for a connection or a picture."),
+    click.option("--token", envvar="UFR_TOKEN", metavar="TEXT", help="Of the live page (better in UFR_TOKEN). [default: made anew, if others can reach the page]"),
     click.option("--record", type=FOLDER, help="Also write the stream into this file."),
     click.option("--frames", type=click.IntRange(1), help="Stop after so many."),
     click.option("--seconds", type=click.FloatRange(0, min_open=True), help="Stop after so long."),
@@ -67,6 +70,7 @@ def command(source: str, sink: str, **given: Any) -> None:
     synthetic://?size=1280x720. SINK: a file or folder, display://, http://HOST:PORT, v4l2:///dev/video9,
     rtsp://, udp:// or null://. Ctrl-C ends it; what was written can be played.
     """
+    given["token"] = _token(sink, given["token"])
     config, events = _config(given), EventLog()
     ended, error = "failed", None
     names = {"engine": given["engine_name"], "smaller": given["smaller_engine"]}
@@ -92,6 +96,16 @@ def command(source: str, sink: str, **given: Any) -> None:
         raise click.exceptions.Exit(int(ExitCode.STOPPED))
 
 
+def _token(sink: str, given: str | None) -> str | None:
+    """The token that was given, or, where the page needs one, a new one, told this once and nowhere else."""
+    uri = parse_uri(sink)
+    if given or not needs_token(uri):
+        return given or None
+    made = make_token()
+    click.echo(f"token: {made} (made for this run: {uri.target.rstrip('/')}/?token={made})", err=True)
+    return made
+
+
 def _config(given: dict[str, Any]) -> LiveConfig:
     every = given["detect_every"]
     track = TrackConfig() if every is None else TrackConfig(detect_every=every)
@@ -101,7 +115,7 @@ def _config(given: dict[str, Any]) -> LiveConfig:
         pipeline=PipelineConfig(fidelity=given["fidelity"], track=track),
         detector=DetectorConfig(long_side=given["detect_side"]),
         source=SourceConfig(link=link, backoff=Backoff(tries=tries, at_start=max(1, min(3, tries)))),
-        sink=SinkConfig(overwrite=given["overwrite"], timeout_s=given["timeout"]),
+        sink=SinkConfig(overwrite=given["overwrite"], timeout_s=given["timeout"], token=given["token"]),
         stream=StreamConfig(
             deadline_ms=given["deadline"],
             ladder=not given["no_ladder"],
