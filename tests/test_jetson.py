@@ -123,7 +123,8 @@ def test_tegrastats() -> None:
     assert found.watts == pytest.approx(4.968)
     assert found.celsius["gpu"] == pytest.approx(45.437) and found.celsius["tj"] == pytest.approx(46.312)
     nano = parse_tegrastats(NANO_STATS)
-    assert nano is not None and (nano.gpu_percent, nano.watts) == (50, pytest.approx(4.567))
+    assert nano is not None and nano.gpu_percent == 50
+    assert nano.watts == pytest.approx(4.567)
     assert parse_tegrastats("") is None
 
 

