@@ -47,8 +47,8 @@ _BLOCK = 8
 _CLIPPED = 250
 _FLAT = 0.35  # share of blocks taken as flat
 _FEWEST = 6  # flat blocks in a brightness range, below which nothing is said of it
-_MAD = math.sqrt(math.pi) / 2  # mean |d| of a Gaussian difference to its sigma x sqrt(2)
-_NEAR, _FAR = 1, 4  # px between the pixels whose difference is taken
+_MAD = math.sqrt(math.pi / 3)  # mean |d| to sigma, d = a pixel less the mean of two others, Gaussian
+_NEAR, _FAR = 1, 4  # px between the pixels that are compared
 _EDGES = (1.5, 3.0)  # scales, px, between which the steepness of edges is compared
 _PERIODS = (6, 64)
 _STEEPEST = 12.0
@@ -249,7 +249,7 @@ def _noise(luma: FloatArray, chroma: FloatArray, coarse: FloatArray) -> dict[str
             out[f"noise_{index}"] = _log_level(float(np.median(far[inside])))
     if far.size:
         out["noise_chroma"] = _log_level(float(np.median(_difference(chroma, _FAR)[flat])))
-        # Var(difference at k) = 2 sigma^2 (1 - rho_k), and rho at the far distance is next to nothing.
+        # Var(bend at k) = sigma^2 (1.5 - 2 rho_k + rho_2k / 2), and rho at the far distance is next to nothing.
         share = (float(np.median(near)) / max(float(np.median(far)), 0.05)) ** 2
         out["correlation"] = float(np.clip(1 - share, -0.5, 1.0))
     return out
@@ -266,11 +266,14 @@ def _flat_blocks(luma: FloatArray, coarse: FloatArray) -> tuple[np.typing.NDArra
 
 
 def _difference(plane: FloatArray, apart: int) -> FloatArray:
-    """Per block, sigma of the noise from differences of pixels `apart` px apart, both directions."""
+    """Per block, sigma of the noise from pixels against the mean of both neighbours `apart` px off: slopes fall out."""
     height, width = plane.shape[0] - _BLOCK, plane.shape[1] - _BLOCK
-    here = plane[:height, :width]
-    across = cv2.absdiff(here, plane[:height, apart : width + apart])
-    down = cv2.absdiff(here, plane[apart : height + apart, :width])
+
+    def bend(first: Any, middle: Any, last: Any) -> Any:
+        return cv2.absdiff(cv2.addWeighted(first, 0.5, last, 0.5, 0.0), middle)
+
+    across = bend(*(plane[:height, i * apart : width + i * apart] for i in range(3)))
+    down = bend(*(plane[i * apart : height + i * apart, :width] for i in range(3)))
     return _MAD * _per_block(cv2.addWeighted(across, 0.5, down, 0.5, 0.0))
 
 

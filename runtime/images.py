@@ -56,15 +56,18 @@ def check_picture_name(path: Path) -> None:
         raise OutputError(msg)
 
 
-def write_image(path: Path, frame: Frame, *, quality: int = _JPEG_QUALITY) -> None:
-    """Write an RGB frame in the format of the suffix, atomically. `quality` is that of JPEG. Raises OutputError."""
+def write_image(path: Path, frame: Frame, *, quality: int = _JPEG_QUALITY, mode: int = 0o644) -> None:
+    """Write an RGB frame in the format of the suffix, atomically. `quality` is that of JPEG, `mode` of the file.
+
+    Raises OutputError.
+    """
     check_picture_name(path)
     options = [cv2.IMWRITE_JPEG_QUALITY, quality] if path.suffix.lower() in (".jpg", ".jpeg") else []
     done, packed = cv2.imencode(path.suffix.lower(), cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), options)
     if not done:
         msg = f"The picture could not be packed as {path.suffix}. Choose .png."
         raise OutputError(msg)
-    with atomic_file(path) as beside:
+    with atomic_file(path, mode=mode) as beside:
         beside.write_bytes(packed.tobytes())
 
 

@@ -17,19 +17,19 @@ from ufr_edge.errors import InputFileError, OutputError
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` (same suffix); rename it into place on success.
+def atomic_file(path: Path, *, mode: int = 0o644) -> Iterator[Path]:
+    """Yield a temporary path beside `path` (same suffix); rename it into place on success. mode: of the file.
 
     Raises OutputError when the disk is full or the folder cannot be written.
     """
-    with _disk_errors(path):
+    with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
         os.close(handle)
-        Path(name).chmod(0o644)
+        Path(name).chmod(mode)
     beside = Path(name)
     try:
-        with _disk_errors(path):
+        with disk_errors(path):
             yield beside
             beside.replace(path)
     finally:
@@ -43,12 +43,12 @@ def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     Raises OutputError when `path` exists and `overwrite` is not set, or on a full disk.
     """
     check_free(path, overwrite=overwrite)
-    with _disk_errors(path):
+    with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         beside.chmod(0o755)
     try:
-        with _disk_errors(path):
+        with disk_errors(path):
             yield beside
             _swap_in(beside, path)
     finally:
@@ -85,9 +85,9 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, *, mode: int = 0o644) -> None:
     """Write `value` as indented JSON, atomically."""
-    with atomic_file(path) as beside:
+    with atomic_file(path, mode=mode) as beside:
         beside.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -119,7 +119,8 @@ def _swap_in(beside: Path, path: Path) -> None:
 
 
 @contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn what the system says of a full disk or a missing permission into OutputError."""
     try:
         yield
     except OutputError:
