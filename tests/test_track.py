@@ -81,10 +81,17 @@ class TestFollowing:
         assert counts[:4] == [1] * 4 and sum(counts[4:]) <= 2 and counts[6:] == [0] * 4
 
     def test_a_face_the_detector_misses_is_followed_for_some_detections(self) -> None:
-        plan = [[face_from(POINTS)]] + [[]] * 30
+        plan = [[face_from(POINTS)]] * 8 + [[]] * 30
         config = TrackConfig(smooth=None, detect_every=2, max_missed=3)
-        counts = [len(faces) for faces in run(PlannedDetector(plan), [PICTURE] * 16, config)]
-        assert counts == [1] * 8 + [0] * 8  # detections without it at 2, 4, 6 are borne, the one at 8 ends it
+        counts = [len(faces) for faces in run(PlannedDetector(plan), [PICTURE] * 20, config)]
+        assert (
+            counts == [1] * 14 + [0] * 6
+        )  # detections without it at 8, 10, 12 are borne, that at 14 ends it
+
+    def test_what_was_found_only_once_is_not_followed_for_long(self) -> None:
+        plan = [[face_from(POINTS)]] + [[]] * 9
+        counts = [len(faces) for faces in run(PlannedDetector(plan), [PICTURE] * 9, RAW)]
+        assert counts == [1] * 3 + [0] * 6
 
     def test_identities_do_not_depend_on_the_detectors_order(self) -> None:
         other = (POINTS * 0.8 + np.array([-30, 50], np.float32)).astype(np.float32)

@@ -33,7 +33,7 @@ _CUT_SIZE = (32, 18)
 @dataclass(frozen=True, kw_only=True)
 class TrackConfig:
     """detect_every: frames per detection; sooner when a face cannot be followed. max_missed: detections
-    without the face before its track ends. smooth: None for landmarks as they are measured.
+    without the face before its track ends (fewer for one found only a few times). smooth: None for landmarks as they are measured.
     max_jump: of the centre (crop sides), max_scale, max_turn (degrees): what is found farther from what
     was followed is not believed, for `max_rejected` detections. max_gap_s: a longer pause ends all tracks.
     cut_likeness: correlation of two frames below which faces that cannot be followed are other faces.
@@ -202,6 +202,7 @@ class _Track:
         self.landmarks, self.box = face.landmarks, face.box
         self.patch: Patch | None = None
         self.missed = 0
+        self._hits = 1
         self._rejected = self._guessed = 0
         self._path: Affine = np.eye(2, 3)
         self._velocity = np.zeros(2, np.float32)  # of the centre, pixels a second
@@ -241,7 +242,7 @@ class _Track:
 
     def correct(self, face: Face) -> None:
         """Take over where the detector found the face, or part of it, or nothing when that is not believable."""
-        self.missed = 0
+        self.missed, self._hits = 0, self._hits + 1
         guessed = self._evidence == "predicted"
         outlier = not guessed and self._is_outlier(face)
         if outlier and self._rejected < self._config.max_rejected:
@@ -272,7 +273,8 @@ class _Track:
 
     def lives(self, matched: Sequence[_Track]) -> bool:
         """Whether a track for which nothing was found goes on: followed still, not too long, under no other."""
-        if self._guessed > _COAST or self.missed > self._config.max_missed:
+        borne = min(self._config.max_missed, self._hits - 1)  # what was found but once was hardly a face
+        if self._guessed > _COAST or self.missed > borne:
             return False
         return all(overlap(self.box, other.box) < _OVERLAP for other in matched)
 
