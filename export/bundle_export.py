@@ -21,7 +21,7 @@ from ufr_edge.calibration.frames import (
 from ufr_edge.calibration.gate import GateConfig, GateSet, make_gate_set
 from ufr_edge.errors import CalibrationError, ConfigError, InputFileError
 from ufr_edge.export.engine_build import ParitySet, make_entry
-from ufr_edge.export.evidence import write_calibration, write_gate, write_reference
+from ufr_edge.export.evidence import write_calibration, write_camera, write_gate, write_reference
 from ufr_edge.export.gated_build import GatedEngine, GateRun, build_gated
 from ufr_edge.export.lock import build_lock
 from ufr_edge.export.onnx_export import restore_frames
@@ -30,7 +30,7 @@ from ufr_edge.export.sources import BASE, OnnxSources
 from ufr_edge.export.tensorrt_export import module_name
 from ufr_edge.files import atomic_folder, check_free, check_replaceable, sha256_file
 from ufr_edge.optional import require
-from ufr_edge.restorers.files import LoadedRestorer
+from ufr_edge.restorers.loading import AnyRestorer
 from ufr_edge.runtime.bundle import write_manifest
 from ufr_edge.runtime.images import list_images
 from ufr_edge.runtime.manifest import EngineEntry, Manifest, RestorerInfo
@@ -86,7 +86,7 @@ class _Inputs:
 
 
 def export_bundle(
-    restorer: LoadedRestorer,
+    restorer: AnyRestorer,
     out: Path,
     *,
     formats: Sequence[EngineRequest],
@@ -136,7 +136,7 @@ def export_bundle(
 
 
 def _read_inputs(
-    restorer: LoadedRestorer,
+    restorer: AnyRestorer,
     side: int,
     calibration: Path | None,
     parity_faces: Path | None,
@@ -151,7 +151,7 @@ def _read_inputs(
 
 
 def _gate_set(
-    restorer: LoadedRestorer,
+    restorer: AnyRestorer,
     gate_faces: Path | None,
     reference: Path | None,
     calibration: CalibrationSet | None,
@@ -205,7 +205,7 @@ def _build_engines(
 
 
 def _manifest(
-    restorer: LoadedRestorer,
+    restorer: AnyRestorer,
     out: Path,
     inputs: _Inputs,
     entries: tuple[EngineEntry, ...],
@@ -231,7 +231,7 @@ def _write_evidence(
     gate = inputs.parity.gate
     names = [write_gate(folder, gate, options.gate, gated)]
     if inputs.calibration is not None:
-        names.append(write_calibration(folder, inputs.calibration))
+        names += [write_calibration(folder, inputs.calibration), *write_camera(folder, inputs.calibration)]
     if options.store_faces and gate.origin != PATTERN:
         names += write_reference(folder, gate)
     return tuple(names)
@@ -252,7 +252,7 @@ def _prune(folder: Path, files: Mapping[str, str]) -> None:
             path.unlink()
 
 
-def _check(restorer: LoadedRestorer, out: Path, requests: Sequence[EngineRequest], side: int | None) -> int:
+def _check(restorer: AnyRestorer, out: Path, requests: Sequence[EngineRequest], side: int | None) -> int:
     """Refuse what can be refused before work starts. Returns the side."""
     if out.suffix != SUFFIX:
         msg = f"A bundle's name ends in {SUFFIX}; got {out}. Give -o NAME{SUFFIX}"
@@ -315,11 +315,11 @@ def load_pairs(folder: Path, side: int, *, limit: int = 64) -> tuple[NDArray[np.
     return np.stack([read_face(p, side) for p in low]), np.stack([read_face(p, side) for p in high])
 
 
-def _restorer_info(restorer: LoadedRestorer, side: int) -> RestorerInfo:
+def _restorer_info(restorer: AnyRestorer, side: int) -> RestorerInfo:
     return RestorerInfo(
         arch=restorer.arch,
         side=side,
         weights_sha256=sha256_file(restorer.path),
-        code_licence="Apache-2.0",
+        code_licence=restorer.meta.get("code_licence", "Apache-2.0"),
         weights_licence=restorer.meta.get("weights_licence", "unknown"),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from ufr_edge.calibration.compare import compare_frames, run_batches
 from ufr_edge.errors import BuildError
 from ufr_edge.export.onnx_check import check_operators, check_weights
 from ufr_edge.files import atomic_file, sha256_file
-from ufr_edge.restorers.edge import EdgeUNet
+from ufr_edge.restorers.loading import AnyModel
 from ufr_edge.runtime.engines import open_engine_file
 from ufr_edge.runtime.manifest import ParityInfo
 
@@ -59,7 +60,7 @@ class Uint8Restorer(nn.Module):
 
 
 @torch.inference_mode()
-def restore_frames(model: EdgeUNet, frames: NDArray[np.uint8], *, batch: int = 4) -> NDArray[np.uint8]:
+def restore_frames(model: AnyModel, frames: NDArray[np.uint8], *, batch: int = 4) -> NDArray[np.uint8]:
     """Run the restorer in torch: uint8 (N, S, S, 3) in and out. The reference every engine is held against."""
     border = Uint8Restorer(model).eval()
     parts = [border(torch.from_numpy(frames[i : i + batch])).numpy() for i in range(0, len(frames), batch)]
@@ -67,7 +68,7 @@ def restore_frames(model: EdgeUNet, frames: NDArray[np.uint8], *, batch: int = 4
 
 
 def export_onnx(
-    model: EdgeUNet, path: Path, *, side: int, faces: NDArray[np.uint8], half: bool = False
+    model: AnyModel, path: Path, *, side: int, faces: NDArray[np.uint8], half: bool = False
 ) -> OnnxReport:
     """Write `model` (fp32, eval mode) for side x side faces, batch dynamic; fp16 inside when `half`.
 
@@ -126,12 +127,10 @@ def _op_writing(graph: Any, name: str) -> str:
     return next((node.op_type for node in graph.node if name in node.output), "nothing")
 
 
-def _trace(model: EdgeUNet, *, side: int, half: bool) -> Any:
+def _trace(model: AnyModel, *, side: int, half: bool) -> Any:
     network = model
     if half:
-        network = EdgeUNet(model.config)
-        network.load_state_dict(model.state_dict())
-        network = network.half()
+        network = copy.deepcopy(model).half()
     example = torch.zeros(2, side, side, 3, dtype=torch.uint8)
     with _quiet_exporter():
         try:

@@ -17,7 +17,7 @@ from ufr_edge.calibration.ptq_openvino import NncfConfig
 from ufr_edge.errors import CalibrationError
 from ufr_edge.export.onnx_export import check_border, export_onnx
 from ufr_edge.files import atomic_file
-from ufr_edge.restorers.edge import EdgeUNet
+from ufr_edge.restorers.loading import AnyModel
 
 BASE = "model.onnx"
 
@@ -30,7 +30,7 @@ class OnnxSources:
 
     def __init__(
         self,
-        model: EdgeUNet,
+        model: AnyModel,
         folder: Path,
         *,
         side: int,

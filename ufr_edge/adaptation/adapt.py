@@ -20,9 +20,9 @@ from ufr_edge.adaptation.targets import TargetsConfig, make_targets
 from ufr_edge.adaptation.training import pick_device, read_log
 from ufr_edge.errors import ConfigError
 from ufr_edge.files import write_json
-from ufr_edge.priors.features import PriorFeatures
-from ufr_edge.priors.files import load_prior
-from ufr_edge.restorers.files import WEIGHTS_NAME, load_restorer
+from ufr_edge.priors.features import load_features
+from ufr_edge.restorers.files import WEIGHTS_NAME
+from ufr_edge.restorers.loading import load_any_restorer
 from ufr_edge.runtime.images import write_image
 
 Images = NDArray[np.uint8]
@@ -77,17 +77,17 @@ def adapt(
         msg = "--truth gives the clean versions of --test: give --test FOLDER too."
         raise ConfigError(msg)
     config = config.aligned()
-    side = load_restorer(config.targets.restorer).side
+    side = load_any_restorer(config.targets.restorer).side
     held = load_pairs(test_faces, truth, side, minimum=1) if test_faces and truth else None
     make_targets(faces, out / "targets", config.targets, overwrite=overwrite, show=show)
     weights = finetune(
         faces, out / "targets", out, config.finetune, real=real, held_out=held, overwrite=overwrite, show=show
     )
     device = pick_device(config.targets.device)
-    base, adapted = (load_restorer(source).model.to(device) for source in (config.targets.restorer, weights))
+    base, adapted = (load_any_restorer(source).model.to(device) for source in (config.targets.restorer, weights))
     lq = held.lq if held else load_faces(test_faces or faces, side, limit=64, minimum=1).images
     restored = {"base": restore_batch(base, lq, device), "adapted": restore_batch(adapted, lq, device)}
-    features = PriorFeatures(load_prior(config.targets.prior).to(device))
+    features = load_features(config.targets.prior, device)
     figures = measure(restored, lq, held.truth if held else None, features)
     write_json(out / "figures.json", figures)
     training = load_faces(faces, side, limit=config.shown, minimum=1)

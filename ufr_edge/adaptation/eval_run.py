@@ -27,10 +27,9 @@ from ufr_edge.metrics.fid_inception import FEATURES, INCEPTION, SIDE, load_incep
 from ufr_edge.metrics.lpips_net import NETS, load_lpips
 from ufr_edge.metrics.pairs import pair_by_name
 from ufr_edge.metrics.quality import PLAIN, QualitySettings
-from ufr_edge.priors.features import PriorFeatures
-from ufr_edge.priors.files import load_prior
+from ufr_edge.priors.features import load_features
 from ufr_edge.progress import progress_bar
-from ufr_edge.restorers.files import WEIGHTS_NAME, LoadedRestorer, load_restorer
+from ufr_edge.restorers.loading import WEIGHTS_NAME, AnyRestorer, load_any_restorer
 from ufr_edge.runtime.faces.detect import FaceDetector
 from ufr_edge.runtime.images import check_picture_name, write_image
 
@@ -146,7 +145,7 @@ def evaluate(
     sheets = _check_outputs(config, outputs, overwrite=overwrite)
     if config.faces and config.truth:
         pair_by_name(config.faces, config.truth)
-    models = {label: load_restorer(source) for label, source in _labels(config.restorers).items()}
+    models = {label: load_any_restorer(source) for label, source in _labels(config.restorers).items()}
     faces = _read(config, _side(config, models), show=show)
     with ExitStack() as stack:
         meters, missing = _meters(config, stack)
@@ -162,7 +161,7 @@ def evaluate(
 
 def _evaluate(
     config: EvalConfig,
-    models: Mapping[str, LoadedRestorer],
+    models: Mapping[str, AnyRestorer],
     faces: _Faces,
     meters: Meters,
     missing: Mapping[str, str],
@@ -198,7 +197,7 @@ def _evaluate(
 
 
 def _columns(
-    lq: Images, models: Mapping[str, LoadedRestorer], device: torch.device
+    lq: Images, models: Mapping[str, AnyRestorer], device: torch.device
 ) -> Iterator[tuple[str, Images]]:
     yield "input", lq
     for label, loaded in models.items():
@@ -240,7 +239,7 @@ def _label(source: str) -> str:
     return path.stem if path.suffix == ".safetensors" else path.resolve().name
 
 
-def _side(config: EvalConfig, models: Mapping[str, LoadedRestorer]) -> int:
+def _side(config: EvalConfig, models: Mapping[str, AnyRestorer]) -> int:
     if config.side is not None:
         return config.side
     sides = {loaded.side for loaded in models.values()} or {_DEFAULT_SIDE}
@@ -259,7 +258,7 @@ def _meters(config: EvalConfig, stack: ExitStack) -> tuple[Meters, dict[str, str
         return Meters(), {"psnr_db": "no clean faces were given. Give --truth FOLDER."}
     if config.prior is None:
         missing["prior_feature_distance"] = "no prior was given. Give --prior prior-256."
-    features = PriorFeatures(load_prior(config.prior).to(device)) if config.prior else None
+    features = load_features(config.prior, device) if config.prior else None
     lpips = inception = detector = None
     try:
         lpips = load_lpips(config.lpips, path=config.lpips_backbone, download=config.download).to(device)

@@ -18,9 +18,8 @@ from ufr_edge.adaptation.workers import Workers
 from ufr_edge.config import to_json
 from ufr_edge.errors import ConfigError, InputFileError
 from ufr_edge.files import sha256_file, write_json
-from ufr_edge.priors.features import PriorFeatures
-from ufr_edge.priors.files import load_prior
-from ufr_edge.restorers.files import WEIGHTS_NAME, load_restorer, save_restorer
+from ufr_edge.priors.features import PriorFeatures, load_features
+from ufr_edge.restorers.loading import WEIGHTS_NAME, load_any_restorer, save_any_restorer
 
 Images = NDArray[np.uint8]
 
@@ -79,7 +78,7 @@ def finetune(
     `out`/checkpoint.pt. Raises InputFileError with fewer than 8 pairs, TrainingError on a NaN loss,
     ConfigError when the checkpoint has other weights, pairs or losses behind it (`overwrite` starts afresh).
     """
-    start = load_restorer(config.restorer)
+    start = load_any_restorer(config.restorer)
     pairs = load_pairs(faces, targets, start.side, show=show)
     origin = _origin(start.path, pairs, config)
     workers = Workers(config.device)
@@ -110,7 +109,7 @@ def finetune(
     path = out / WEIGHTS_NAME
     meta = {"steps": str(steps), "parent_sha256": sha256_file(start.path), "pairs": str(len(pairs.lq))}
     if workers.main:
-        save_restorer(task.result, path, arch=start.arch, side=start.side, meta=meta)
+        save_any_restorer(task.result, path, arch=start.arch, side=start.side, meta=meta)
     workers.wait()
     return path
 
@@ -176,4 +175,4 @@ def _origin(start: Path, pairs: HeldOut, config: FinetuneConfig) -> str:
 def _features(config: FinetuneConfig, device: torch.device) -> PriorFeatures | None:
     if config.training.losses.prior_features <= 0:
         return None
-    return PriorFeatures(load_prior(config.prior).to(device))
+    return load_features(config.prior, device)

@@ -29,11 +29,12 @@ from ufr_edge.adaptation.workers import Workers
 from ufr_edge.config import to_json
 from ufr_edge.errors import ConfigError
 from ufr_edge.files import atomic_folder, write_json
-from ufr_edge.priors.features import PriorFeatures
+from ufr_edge.priors.features import load_features
 from ufr_edge.priors.files import load_prior
 from ufr_edge.priors.model import DiffusionPrior, build_prior
 from ufr_edge.restorers.edge import EdgeUNet, build_restorer
-from ufr_edge.restorers.files import WEIGHTS_NAME, load_restorer, save_restorer
+from ufr_edge.restorers.files import WEIGHTS_NAME, load_restorer
+from ufr_edge.restorers.loading import save_any_restorer
 from ufr_edge.restorers.widen import widen_restorer
 
 Images = NDArray[np.uint8]
@@ -126,7 +127,7 @@ def pretrain_restorer(
     workers = _start(out, RestorerTask.kind, config.device)
     torch.manual_seed(config.seed)  # initial weights
     model = _first_restorer(config)
-    features = PriorFeatures(load_prior(config.prior).to(workers.device)) if config.prior else None
+    features = load_features(config.prior, workers.device) if config.prior else None
     found = {folder: _load(folder, config.side, workers, show, limit) for folder, limit in ((faces, None), (val, 64))}
     task = RestorerTask(
         model,
@@ -144,7 +145,7 @@ def pretrain_restorer(
     if workers.main:
         meta = {"steps": str(steps), "degradations": _listed(config.degradations)}
         held = {name: f"{value:.3f}" for name, value in task.evaluate(steps).items()}
-        save_restorer(task.result, out / WEIGHTS_NAME, arch=config.arch, side=config.side, meta={**meta, **held})
+        save_any_restorer(task.result, out / WEIGHTS_NAME, arch=config.arch, side=config.side, meta={**meta, **held})
     return out / WEIGHTS_NAME
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +32,7 @@ from ufr_edge.adaptation.workers import Workers
 from ufr_edge.errors import ConfigError
 from ufr_edge.metrics.quality import psnr
 from ufr_edge.priors.features import PriorFeatures, prior_feature_distance
-from ufr_edge.restorers.edge import EdgeUNet
+from ufr_edge.restorers.loading import AnyModel
 from ufr_edge.runtime.images import write_image
 
 Images = NDArray[np.uint8]
@@ -107,7 +108,7 @@ class RestorerTask:
 
     def __init__(
         self,
-        model: EdgeUNet,
+        model: AnyModel,
         config: RestorerTraining,
         *,
         pairs: PairSource,
@@ -128,7 +129,7 @@ class RestorerTask:
         self.optimizer = build_optimizer(
             config.optimizer, self.model.parameters(), lr=config.lr, beta2=config.beta2
         )
-        average = EdgeUNet(model.config).to(self.device) if config.ema > 0 else None
+        average = copy.deepcopy(self.model) if config.ema > 0 else None
         self.ema = Ema(self.model, average, config.ema) if average else None
         self.adversary = (
             Adversary(
@@ -142,7 +143,7 @@ class RestorerTask:
         )
 
     @property
-    def result(self) -> EdgeUNet:
+    def result(self) -> AnyModel:
         """The network to keep: the average when there is one."""
         return self.ema.module if self.ema else self.model  # type: ignore[return-value]
 
@@ -291,7 +292,7 @@ def _shown(groups: tuple[str, ...]) -> list[int] | slice:
 
 @torch.no_grad()
 def restore_batch(
-    model: EdgeUNet, images: Images, device: torch.device, *, precision: str = "fp32", batch: int = 8
+    model: AnyModel, images: Images, device: torch.device, *, precision: str = "fp32", batch: int = 8
 ) -> Images:
     """Restore uint8 (N, S, S, 3) faces with a torch restorer, one forward pass each (paper.md stage 3)."""
     was_training = model.training

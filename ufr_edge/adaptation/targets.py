@@ -23,8 +23,7 @@ from ufr_edge.priors.files import load_prior, prior_digest
 from ufr_edge.priors.model import DiffusionPrior
 from ufr_edge.priors.sampler import LIGHT_TOUCH, SamplerConfig, sample_targets
 from ufr_edge.progress import progress_bar
-from ufr_edge.restorers.edge import EdgeUNet
-from ufr_edge.restorers.files import load_restorer
+from ufr_edge.restorers.loading import AnyModel, load_any_restorer
 from ufr_edge.runtime.images import write_image
 
 INDEX = "index.jsonl"
@@ -81,7 +80,7 @@ def make_targets(
     A target whose face has changed since is drawn again.
     """
     device = pick_device(config.device)
-    restorer, prior = load_restorer(config.restorer), load_prior(config.prior).to(device).eval()
+    restorer, prior = load_any_restorer(config.restorer), load_prior(config.prior).to(device).eval()
     found = load_faces(faces, restorer.side, show=show)
     _check_stems(faces, found.names)
     made_by = {"restorer_sha256": sha256_file(restorer.path), "prior_sha256": prior_digest(config.prior)}
@@ -137,7 +136,7 @@ def _prepare(out: Path, config: dict[str, Any], *, overwrite: bool) -> dict[str,
 
 
 def _one_batch(
-    faces: FaceSet, model: EdgeUNet, prior: DiffusionPrior, out: Path, config: TargetsConfig, device: torch.device
+    faces: FaceSet, model: AnyModel, prior: DiffusionPrior, out: Path, config: TargetsConfig, device: torch.device
 ) -> None:
     restored = restore_batch(model, faces.images, device, batch=config.batch)
     seeds = [image_seed(config.seed, name) for name in faces.names]

@@ -138,11 +138,11 @@ def command(
     from ufr_edge.calibration.frames import CalibrationConfig
     from ufr_edge.calibration.gate import GateConfig
     from ufr_edge.export.bundle_export import ExportOptions, export_bundle
-    from ufr_edge.restorers.files import load_restorer
+    from ufr_edge.restorers.loading import load_any_restorer
 
     if Path(source).suffix == ".onnx":
         _refuse_onnx(Path(source))
-    restorer = load_restorer(source)
+    restorer = load_any_restorer(source)
     options = ExportOptions(
         gate=None if max_drop is None else GateConfig(max_drop_db=max_drop, time_s=gate_time),
         gate_faces=gate_faces,

@@ -26,10 +26,9 @@ from ufr_edge.demo.scene import FACES, SENSITIVE, CameraConfig, Cast, film, load
 from ufr_edge.export.bundle_export import export_bundle
 from ufr_edge.export.requests import EngineRequest
 from ufr_edge.files import check_free, write_json
-from ufr_edge.priors.features import PriorFeatures
-from ufr_edge.priors.files import load_prior
+from ufr_edge.priors.features import load_features
 from ufr_edge.priors.sampler import SamplerConfig
-from ufr_edge.restorers.files import load_restorer
+from ufr_edge.restorers.loading import load_any_restorer
 from ufr_edge.runtime.bench import BenchReport, bench_bundle
 from ufr_edge.runtime.collect import CollectConfig, collect
 from ufr_edge.runtime.faces.detect import FaceDetector
@@ -128,7 +127,7 @@ def run_demo(
     check_free(out, overwrite=overwrite)
     _clear(out)
     started = time.monotonic()
-    base = load_restorer(config.adaptation.targets.restorer)
+    base = load_any_restorer(config.adaptation.targets.restorer)
     cast = load_cast(config.people)
     tell(f"1/6 collecting faces from an unseen camera (raw, ISO {config.camera.iso:g}, {config.camera.scale:g}x down)")
     faces = collect_faces(cast, out / "faces", config, side=base.side)
@@ -202,9 +201,9 @@ def compare(
 ) -> tuple[dict[str, Images], dict[str, dict[str, float]]]:
     """Restore the held-out faces with each model and measure them against the truth."""
     device = pick_device(config.adaptation.targets.device)
-    features = PriorFeatures(load_prior(config.adaptation.targets.prior).to(device))
+    features = load_features(config.adaptation.targets.prior, device)
     restored = {
-        name: restore_batch(load_restorer(path).model.to(device), held.lq, device) for name, path in models.items()
+        name: restore_batch(load_any_restorer(path).model.to(device), held.lq, device) for name, path in models.items()
     }
     return restored, measure(restored, held.lq, held.truth, features)
 
@@ -212,7 +211,7 @@ def compare(
 def export(weights: Path, faces: Path, out: Path, config: DemoConfig) -> Path:
     """Export the adapted restorer, INT8 calibrated on the camera's own faces."""
     lineage = {"camera": "demo", "prior": config.adaptation.targets.prior}
-    restorer = load_restorer(weights)
+    restorer = load_any_restorer(weights)
     return export_bundle(restorer, out, formats=ENGINES, calibration=faces, lineage=lineage).path
 
 

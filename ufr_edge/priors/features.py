@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from ufr_edge.errors import ConfigError, ShapeError
+from ufr_edge.priors.files import load_prior
 from ufr_edge.priors.improved_diffusion import ImprovedDiffusionPrior
 from ufr_edge.priors.model import DiffusionPrior, clean_input
 from ufr_edge.priors.schedule import BASE_STEPS, base_abar
@@ -69,6 +71,11 @@ class PriorFeatures(nn.Module):
             # The last state is the shrunk one where the block shrinks; the level's own comes before.
             maps.append(states[-1] if block.downsamplers is None else states[-2])
         return maps
+
+
+def load_features(source: str | Path, device: torch.device) -> PriorFeatures:
+    """Load the features of a prior by name, folder or hub id, on a device. Raises as `load_prior` and the class."""
+    return PriorFeatures(load_prior(source).to(device))
 
 
 def prior_feature_distance(features: PriorFeatures, a: Tensor, b: Tensor) -> Tensor:

@@ -55,11 +55,29 @@ def load_any_restorer(source: str | Path, *, accept_licence: bool = False) -> An
     guess = guess_architecture(state.keys())
     if guess is None or guess.arch not in ARCHITECTURES:
         raise refuse(path, state, EXPECTED)
-    licence = _licence(guess.arch, source, accept=accept_licence)
+    licences = _licences(guess.arch, source, header, accept=accept_licence)
     model = build_from_state(guess.arch, state, path)
+    meta = {**header, **licences}
     return LoadedCheckpoint(
-        model=model, arch=guess.arch, side=model.side, meta={**header, "licence": licence}, path=path, licence=licence
+        model=model, arch=guess.arch, side=model.side, meta=meta, path=path, licence=licences["licence"]
     )
+
+
+def restorer_licence(source: str | Path, *, accept: bool = False) -> str | None:
+    """Return the licence of a checkpoint of others in words, None for our own restorers.
+
+    With `accept`, a restricted one is accepted for this cache folder, as by `ufr-edge models accept`; without it,
+    and as long as it is not, ConfigError is raised as by `load_any_restorer`, before a network is built.
+    """
+    path = find_restorer(source)
+    header = read_header(path)
+    if header.get("arch") in EDGE_FAMILY:
+        return None
+    state = read_state_dict(path)
+    guess = guess_architecture(state.keys())
+    if guess is None or guess.arch not in ARCHITECTURES:
+        raise refuse(path, state, EXPECTED)
+    return _licences(guess.arch, source, header, accept=accept)["licence"]
 
 
 def find_restorer(source: str | Path) -> Path:
@@ -98,16 +116,21 @@ def save_any_restorer(
         beside.chmod(0o644)  # safetensors replaces the file, and its mode with it
 
 
-def _licence(arch: str, source: str | Path, *, accept: bool) -> str:
-    """The licence in words, having asked for what must be accepted: known models by name, CodeFormer always."""
+def _licences(arch: str, source: str | Path, header: Mapping[str, str], *, accept: bool) -> dict[str, str]:
+    """The licences in words, having asked for what must be accepted: known models by name, CodeFormer always.
+
+    Fine-tuned weights carry that of the weights they came from in their header.
+    """
     known = KNOWN_MODELS.get(str(source))
     if known is None and arch == "codeformer":
         known = KNOWN_MODELS["codeformer"]
     if known is not None:
         require_licence(known, accept=accept)
-        return f"code {known.code_licence}; weights {known.weights_licence}"
-    code = next(model.code_licence for model in KNOWN_MODELS.values() if model.arch == arch)
-    return f"code {code}; weights as their source says"
+        code, weights = known.code_licence, known.weights_licence
+    else:
+        code = next(model.code_licence for model in KNOWN_MODELS.values() if model.arch == arch)
+        weights = header.get("weights_licence", "as their source says")
+    return {"code_licence": code, "weights_licence": weights, "licence": f"code {code}; weights {weights}"}
 
 
 __all__ = [
@@ -117,5 +140,6 @@ __all__ = [
     "LoadedCheckpoint",
     "find_restorer",
     "load_any_restorer",
+    "restorer_licence",
     "save_any_restorer",
 ]
