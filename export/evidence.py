@@ -6,16 +6,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ufr_edge.calibration.frames import CalibrationSet
+from ufr_edge.calibration.frames import CalibrationSet, list_images, read_face
 from ufr_edge.calibration.gate import GateConfig, GateSet
 from ufr_edge.export.gated_build import GatedEngine
 from ufr_edge.files import write_json
+from ufr_edge.runtime.fingerprint import LEAST_SIDE
+from ufr_edge.runtime.fingerprint_files import faces_fingerprint, write_fingerprint
 from ufr_edge.runtime.images import write_image
 
 REFERENCE = "reference"
 CALIBRATION = "calibration.json"
 GATE = "gate.json"
 REFERENCE_FACES = 8
+CAMERA_FACES = 256
 
 
 def write_reference(folder: Path, gate: GateSet, *, limit: int = REFERENCE_FACES) -> tuple[str, ...]:
@@ -38,6 +41,21 @@ def write_calibration(folder: Path, data: CalibrationSet) -> str:
     """Write which frames were chosen, and by what seed; return the file's name."""
     write_json(folder / CALIBRATION, data.record())
     return CALIBRATION
+
+
+def write_camera(folder: Path, data: CalibrationSet, *, limit: int = CAMERA_FACES) -> tuple[str, ...]:
+    """Write the fingerprint of the camera the calibration faces came from; return the file's name, () where faces
+    are too small for one.
+
+    It is taken of all faces of their folder, up to `limit`: those chosen to calibrate on are unlike each other on
+    purpose.
+    """
+    side = int(data.frames.shape[1])
+    if side < LEAST_SIDE:
+        return ()
+    found = list_images(data.paths[0].parent)
+    paths = found[:: -(-len(found) // limit)]
+    return (write_fingerprint(folder, faces_fingerprint((read_face(p, side) for p in paths), paths)),)
 
 
 def write_gate(

@@ -38,6 +38,7 @@ from ufr_edge.errors import ConfigError, InputFileError, ShapeError
 from ufr_edge.runtime.frame import FloatArray, Frame, check_frame
 
 VERSION = 1
+LEAST_SIDE = 64
 NOISE_EDGES = (32, 72, 112, 152, 192, 256)
 """Levels of luma between which noise is measured; darker than the first it is crushed by gamma and clipping."""
 LOOKS_PER_TRACK = 4.0
@@ -68,7 +69,7 @@ DEGRADATIONS = ("noise", "correlation", "blur", "blocks")
 NAMES = tuple(name for names in GROUPS.values() for name in names)
 
 _TOLERANCE: Mapping[str, float] = MappingProxyType(
-    {"noise": 0.12, "correlation": 0.04, "blur": 0.08, "blocks": 0.08, "exposure": 8.0, "colour": 0.05}
+    {"noise": 0.12, "correlation": 0.04, "blur": 0.08, "blocks": 0.12, "exposure": 8.0, "colour": 0.05}
 )
 """Differences too small to matter to a restorer: added to the uncertainty, so that many faces do not make them big."""
 _GROUP_OF = {name: group for group, names in GROUPS.items() for name in names}
@@ -145,14 +146,14 @@ class Distance:
 
 
 def measure_face(face: Frame, *, native: Frame | None = None) -> dict[str, float]:
-    """Measure one aligned face, uint8 (S, S, 3) RGB, S >= 64: values by name of NAMES; those it cannot tell are left out.
+    """Measure one aligned face, uint8 (S, S, 3) RGB, S >= LEAST_SIDE: values by name of NAMES; those it cannot tell are left out.
 
     native: the part of the frame it was cut from, as it came (a view will do), beginning at a multiple of 8 px
     from the frame's corner in both directions. Raises ShapeError.
     """
     check_frame(face)
-    if face.shape[0] != face.shape[1] or face.shape[0] < 64:
-        msg = f"A fingerprint is taken of square aligned faces of 64 px or more, not {face.shape[1]}x{face.shape[0]}."
+    if face.shape[0] != face.shape[1] or face.shape[0] < LEAST_SIDE:
+        msg = f"A fingerprint is taken of square aligned faces of {LEAST_SIDE} px or more, not {face.shape[1]}x{face.shape[0]}."
         raise ShapeError(msg)
     luma, chroma = _planes(face)
     fine, coarse = _steepness(luma)
