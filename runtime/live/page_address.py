@@ -29,7 +29,7 @@ class PageConfig:
     token: asked for from everyone who looks; a must unless the address is this machine's own. long_side: pixels;
     larger pictures are shown smaller (a snapshot is not). quality: JPEG's, 1 to 100. most_fps: pictures per second
     that are encoded at most. most_viewers: open pages. stall_s: without a frame for so long, /healthz says 503.
-    send_s: a page that takes longer to read a picture is closed. close_s: the server has ended after so long.
+    send_s: a page that takes longer to read a picture, or to answer a ping, is closed. close_s: the server has ended after so long.
     """
 
     token: str | None = field(default=None, repr=False)

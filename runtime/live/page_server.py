@@ -30,7 +30,6 @@ _ASSETS = {
 _OPEN_TO_ALL = frozenset({"/page.css", "/icon.svg"})  # the page that asks for the token uses them
 _METRICS = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
 _BODY_BYTES = 4096
-_HEARTBEAT_S = 20.0
 _SAMPLE_S = 1.0
 
 
@@ -153,7 +152,8 @@ class PageServer:
     async def _frames(self, request: web.Request) -> web.StreamResponse:
         if len(self._parts.viewers) >= self._parts.config.most_viewers:
             return web.Response(status=503, text="Too many pages are open.\n")
-        socket = web.WebSocketResponse(heartbeat=_HEARTBEAT_S, compress=False, max_msg_size=256)
+        limit = self._parts.config.send_s
+        socket = web.WebSocketResponse(heartbeat=limit, compress=False, max_msg_size=256)
         viewer = self._parts.viewers.join()
         sending: asyncio.Future[None] | None = None
         try:

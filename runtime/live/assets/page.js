@@ -81,14 +81,15 @@ function draw() {
 }
 
 function drawBoxes(head, scale) {
-  pen.lineWidth = Math.max(1.5, canvas.width / 640);
-  pen.font = `600 ${Math.round(Math.max(12, canvas.width / 70))}px system-ui, sans-serif`;
+  const shown = canvas.width / (canvas.clientWidth || canvas.width);   // pixels of the picture in one of the page
+  pen.lineWidth = 1.5 * shown;
+  pen.font = `600 ${Math.round(13 * shown)}px system-ui, sans-serif`;
   pen.textBaseline = "bottom";
   for (const [id, x0, y0, x1, y1] of head.tracks) {
     const hue = ((id || 0) * 67 + 150) % 360;
     pen.strokeStyle = pen.fillStyle = `hsl(${hue} 75% 68%)`;
     pen.beginPath();
-    if (pen.roundRect) pen.roundRect(x0 * scale, y0 * scale, (x1 - x0) * scale, (y1 - y0) * scale, 6);
+    if (pen.roundRect) pen.roundRect(x0 * scale, y0 * scale, (x1 - x0) * scale, (y1 - y0) * scale, 6 * shown);
     else pen.rect(x0 * scale, y0 * scale, (x1 - x0) * scale, (y1 - y0) * scale);
     pen.stroke();
     if (id) pen.fillText(`#${id}`, x0 * scale + 2, y0 * scale - 3);
@@ -185,7 +186,8 @@ function tiles(stats) {
   const age = stats.glass || stats.age;
   number("fps", stats.fps_out.toFixed(1));
   $("age-name").textContent = `${stats.glass ? "glass to glass" : "latency"} p50 / p95`;
-  number("age", age ? `${age.p50_ms.toFixed(0)} / ${age.p95_ms.toFixed(0)}` : "–", age ? "ms" : "");
+  const slow = age && age.p95_ms >= 1000, told = (ms) => (slow ? (ms / 1000).toFixed(1) : ms.toFixed(0));
+  number("age", age ? `${told(age.p50_ms)} / ${told(age.p95_ms)}` : "–", age ? (slow ? "s" : "ms") : "");
   const over = age && stats.deadline_ms !== null && age.p95_ms > stats.deadline_ms;
   $("age").className = over ? "warn" : "";
   number("faces", stats.tracks.length);
@@ -228,7 +230,7 @@ function cell(kind, content, name = "") {
 function facts(stats, version, memory, viewers) {
   const rows = [
     ["engine", stats.engine], ["device", stats.device], ["detector", stats.detector],
-    ["picture", `${stats.width}×${stats.height}`], ["source", stats.source],
+    ["picture", `${stats.width}×${stats.height}`],
     ["frames", `${stats.frames_in} in, ${stats.frames_out} out`], ["running", duration(stats.seconds)],
     ["memory", memory ? `${(memory / 1048576).toFixed(0)} MiB` : ""], ["failed", stats.failed || ""],
     ["reconnects", stats.reconnects || ""], ["drift", drift(stats.drift)], ["pages open", viewers], ["version", version],
@@ -266,7 +268,7 @@ function plots(stats) {
   if (!last) return;
   const column = (name) => shown.map((s) => s[name]);
   Plots.draw($("rate"), [{ values: column("fps_in"), name: "--in" }, { values: column("fps_out"), name: "--out", fill: true }], { least: 10 });
-  Plots.draw($("lag"), [{ values: column("most_ms"), name: "--most" }, { values: column("p50_ms"), name: "--out", fill: true }], { unit: " ms", least: 20, limit: stats.deadline_ms });
+  Plots.draw($("lag"), [{ values: column("most_ms"), name: "--most" }, { values: column("p50_ms"), name: "--out", fill: true }], { least: 20, limit: stats.deadline_ms });
   $("rate-now").textContent = `${last.fps_out.toFixed(1)} of ${last.fps_in.toFixed(1)} /s`;
   $("lag-now").textContent = last.p50_ms === null ? "no frame" : `${last.p50_ms.toFixed(0)} ms`;
   $("rate-span").textContent = shown.length < 120 ? `last ${shown.length} s` : `last ${Math.round(shown.length / 60)} min`;

@@ -25,8 +25,12 @@ const Plots = (() => {
     return { pen, width, height };
   }
 
-  function grid({ pen, width, height }, top, unit, left) {
+  const label = (value) => (value % 1 ? value.toFixed(1) : String(value));
+
+  /** Lines with their values; returns where the plot begins. */
+  function grid({ pen, width, height }, top) {
     pen.font = "11px system-ui, sans-serif";
+    const left = 10 + Math.max(...[0, 0.5, 1].map((share) => pen.measureText(label(top * share)).width));
     pen.textBaseline = "middle";
     pen.textAlign = "right";
     for (const share of [0, 0.5, 1]) {
@@ -35,9 +39,9 @@ const Plots = (() => {
       pen.lineWidth = 1;
       pen.beginPath(); pen.moveTo(left, y); pen.lineTo(width, y); pen.stroke();
       pen.fillStyle = colour("--mute");
-      const value = top * share;
-      pen.fillText((value % 1 ? value.toFixed(1) : value) + (share === 1 ? unit : ""), left - 6, y);
+      pen.fillText(label(top * share), left - 8, y);
     }
+    return left;
   }
 
   function line({ pen, width, height }, values, top, left, name, fill) {
@@ -59,19 +63,24 @@ const Plots = (() => {
       }
       run = [];
     };
-    // A gap in the values is a gap in the line.
-    values.forEach((v, i) => (v === null || v === undefined ? flush() : run.push([x(i), y(v)])));
+    // A gap of more than three values is a gap in the line.
+    let missing = 0;
+    values.forEach((v, i) => {
+      if (v === null || v === undefined) { missing += 1; return; }
+      if (missing > 3) flush();
+      missing = 0;
+      run.push([x(i), y(v)]);
+    });
     flush();
   }
 
   /** lines: [{values, name, fill}], name: a CSS variable. limit: a dashed line, or null. */
-  function draw(canvas, lines, { unit = "", least = 1, limit = null } = {}) {
+  function draw(canvas, lines, { least = 1, limit = null } = {}) {
     const area = prepare(canvas);
     if (!area) return;
     const all = lines.flatMap((l) => l.values).filter((v) => v !== null && v !== undefined);
     const top = roundUp(Math.max(least, (limit || 0) * 1.15, ...all.map((v) => v * 1.05)));
-    const left = 44;
-    grid(area, top, unit, left);
+    const left = grid(area, top);
     for (const { values, name, fill } of lines) line(area, values, top, left, name, fill);
     if (limit !== null && limit <= top) {
       area.pen.setLineDash([4, 4]);
