@@ -1,0 +1,123 @@
+"""One dial from realism (0) to fidelity (1), and its curve.
+
+| dial | start | hold until | samples meaned | w features | w adversarial |
+|---|---|---|---|---|---|
+| 0 | 150 (the paper's) | 90 | 1 | 0.4 | 0.04 |
+| 0.5 (the defaults) | 60 | 10 | 1 | 0.1 | 0.01 |
+| 1 | 20 | 0 | 4 | 0.02 | 0 |
+
+Linear in between. A later start re-invents less; a mean of samples keeps what they agree on; the feature and the
+adversarial term trade error for detail. L1 keeps its weight, so that the others move against it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from ufr_edge.adaptation.restorer_task import LossWeights
+from ufr_edge.errors import ConfigError
+from ufr_edge.files import atomic_file
+from ufr_edge.priors.sampler import SamplerConfig
+
+POSITIONS = (0.0, 0.25, 0.5, 0.75, 1.0)
+_AT = (0.0, 0.5, 1.0)
+_ANCHORS: Mapping[str, tuple[float, float, float]] = MappingProxyType(
+    {
+        "start": (150, 60, 20),
+        "hold_until": (90, 10, 0),
+        "samples": (1, 1, 4),
+        "prior_features": (0.4, 0.1, 0.02),
+        "adversarial": (0.04, 0.01, 0.0),
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DialSettings:
+    """What a position of the dial stands for."""
+
+    fidelity: float
+    start: int
+    hold_until: int
+    samples: int
+    prior_features: float
+    adversarial: float
+
+    def sampler(self, base: SamplerConfig) -> SamplerConfig:
+        """Return `base` with the dial's start, end of holding and samples; a fast sampler keeps its calls per index."""
+        start = min(self.start, base.steps - 1)
+        fast = base.fast_steps
+        if fast is not None:
+            fast = min(start, max(2, round(fast * start / base.start)))
+        return dataclasses.replace(
+            base,
+            start=start,
+            hold_until=min(self.hold_until, start),
+            samples_per_image=self.samples,
+            fast_steps=fast,
+        )
+
+    def losses(self, base: LossWeights) -> LossWeights:
+        """Return `base` with the dial's weights; a term that is off in `base` stays off."""
+        return dataclasses.replace(
+            base,
+            prior_features=self.prior_features if base.prior_features > 0 else 0.0,
+            adversarial=self.adversarial if base.adversarial > 0 else 0.0,
+        )
+
+
+def dial(fidelity: float) -> DialSettings:
+    """Return the settings of a position from 0 to 1. Raises ConfigError outside."""
+    if not 0 <= fidelity <= 1:
+        msg = f"The dial goes from 0 (realism) to 1 (fidelity); got {fidelity:g}."
+        raise ConfigError(msg)
+    at = {name: float(np.interp(fidelity, _AT, values)) for name, values in _ANCHORS.items()}
+    return DialSettings(
+        fidelity=fidelity,
+        start=round(at["start"]),
+        hold_until=round(at["hold_until"]),
+        samples=round(at["samples"]),
+        prior_features=round(at["prior_features"], 4),
+        adversarial=round(at["adversarial"], 4),
+    )
+
+
+def curve_points(rows: Sequence[Mapping[str, Any]]) -> tuple[str, str, list[tuple[float, float, float]]]:
+    """Return (name of x, name of y, (x, y, fidelity) of each row): fidelity against realism, by what was measured.
+
+    Fidelity is PSNR where the truth is known, else agreement with the input; realism the prior-feature distance where
+    the truth is known, else fine detail (high-frequency energy).
+    """
+    known = all("psnr_db" in row for row in rows)
+    x = "prior_feature_distance" if known and "prior_feature_distance" in rows[0] else "high_frequency_energy"
+    y = "psnr_db" if known else "input_consistency_db"
+    return x, y, [(row[x], row[y], row["fidelity"]) for row in rows]
+
+
+def curve_png(rows: Sequence[Mapping[str, Any]], path: Path | None = None) -> bytes:
+    """Draw the dial's curve as PNG, each position labelled; written to `path` as well where given."""
+    from matplotlib.figure import Figure
+
+    x, y, points = curve_points(rows)
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot(1, 1, 1)
+    axes.plot([p[0] for p in points], [p[1] for p in points], marker="o", color="#1f5fa8")
+    for px, py, fidelity in points:
+        axes.annotate(f"{fidelity:g}", (px, py), xytext=(5, 5), textcoords="offset points")
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.set_title("fidelity 0 to 1")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    if path is not None:
+        with atomic_file(path) as beside:
+            beside.write_bytes(buffer.getvalue())
+    return buffer.getvalue()
