@@ -206,6 +206,8 @@ def _gauges(stats: LiveStats, memory: int, viewers: int, healthy: bool) -> Itera
     drift = getattr(stats, "drift", None)
     if isinstance(drift, (int, float)):
         yield "drift", "gauge", "How far the faces are from those adapted to.", [({}, float(drift))]
+        raised = float(bool(getattr(stats, "drifted", False)))
+        yield "drifted", "gauge", "1 when that is too far.", [({}, raised)]
     info = {
         "engine": stats.engine,
         "device": stats.device,

@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.text import Text
 
 from ufr_edge.cli.options import FOLDER, stack
+from ufr_edge.cli.settings import settings_option
 from ufr_edge.errors import ExitCode, UfrEdgeError
 from ufr_edge.files import write_json
 from ufr_edge.runtime.faces.detect import DetectorConfig
@@ -32,6 +33,7 @@ from ufr_edge.runtime.video.uri import parse_uri
 Watch = Callable[[LiveStats], None]
 
 _OPTIONS = stack(
+    settings_option,
     click.option("--bundle", "--engine", "bundle", required=True, type=FOLDER, help="Bundle NAME.ufr"),
     click.option("--engine-name", help="Engine of the bundle, by name. Default: the best for this device."),
     click.option("--smaller-engine", help="Engine for when frames are late. Default: the fastest, if another."),

@@ -205,8 +205,9 @@ const count = (n) => (n < 100000 ? String(n) : `${(n / 1000).toFixed(0)}k`);
 const share = (part, all) => (part && all ? `${((100 * part) / all).toFixed(part / all < 0.1 ? 1 : 0)} %` : "");
 
 function stages(stats) {
-  const threads = ["capture", "track", "restore", "paste", "sink"];
-  const times = stats.stages.filter((s) => s.count && s.name !== "capture");
+  const threads = ["track", "restore", "paste", "sink"];
+  const order = ["track", "detect", "restore", "warp", "stabilise", "paste", "sink"];
+  const times = stats.stages.filter((s) => s.count && order.includes(s.name)).sort((a, b) => order.indexOf(a.name) - order.indexOf(b.name));
   const most = Math.max(1, ...times.map((s) => s.p95_ms));
   $("stages").tBodies[0].replaceChildren(...times.map((stage) => {
     const row = document.createElement("tr");
@@ -233,16 +234,24 @@ function facts(stats, version, memory, viewers) {
     ["picture", `${stats.width}×${stats.height}`],
     ["frames", `${stats.frames_in} in, ${stats.frames_out} out`], ["running", duration(stats.seconds)],
     ["memory", memory ? `${(memory / 1048576).toFixed(0)} MiB` : ""], ["failed", stats.failed || ""],
-    ["reconnects", stats.reconnects || ""], ["drift", drift(stats.drift)], ["pages open", viewers], ["version", version],
+    ["reconnects", stats.reconnects || ""], ...watched(stats), ["pages open", viewers], ["version", version],
   ];
-  $("facts").replaceChildren(...rows.filter(([, v]) => v !== "" && v !== undefined && v !== null).flatMap(([k, v]) => [cell("dt", k), cell("dd", String(v))]));
+  $("facts").replaceChildren(...rows.filter(([, v]) => v !== "" && v !== undefined && v !== null).flatMap(([k, v]) => [cell("dt", k), cell("dd", v)]));
 }
 
-function drift(value) {
-  if (value === undefined || value === null) return "";
-  if (typeof value === "number") return value.toFixed(3);
-  if (typeof value !== "object") return String(value);
-  return Object.entries(value).filter(([, v]) => typeof v !== "object").map(([k, v]) => `${k} ${typeof v === "number" ? +v.toFixed(3) : v}`).join(", ");
+/** Drift and the recorder, where the stream has them. */
+function watched(stats) {
+  const watch = stats.watch || {}, limit = watch.drift && watch.drift.limit;
+  const drift = typeof stats.drift === "number" ? stats.drift.toFixed(1) + (typeof limit === "number" ? ` of ${+limit.toFixed(1)}` : "") : "";
+  const kept = watch.recorded && typeof watch.recorded.kept === "number" ? `${watch.recorded.kept} faces${watch.recording ? "" : " (stopped)"}` : "";
+  return [["drift", drift && stats.drifted ? mark("b", `${drift}: raised`, "warn") : drift], ["recorded", kept]];
+}
+
+function mark(kind, text, name) {
+  const made = document.createElement(kind);
+  made.className = name;
+  made.textContent = text;
+  return made;
 }
 
 function duration(seconds) {
@@ -255,7 +264,7 @@ function listEvents(events) {
   const newest = events.length ? `${events.length}/${events[events.length - 1].at}` : "";
   if (newest === page.told) return;
   page.told = newest;
-  const troubled = { failed: "bad", lost: "bad", stuck: "bad", ladder: "warn", size: "warn", dropped: "warn" };
+  const troubled = { failed: "bad", lost: "bad", stuck: "bad", drift: "warn", ladder: "warn", size: "warn", dropped: "warn" };
   $("events").replaceChildren(...events.slice().reverse().map((event) => {
     const row = document.createElement("li");
     row.append(cell("time", new Date(event.at * 1000).toLocaleTimeString([], { hour12: false })), cell("b", event.kind, troubled[event.kind] || ""), cell("span", event.text));
