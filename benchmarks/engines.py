@@ -3,7 +3,7 @@
     python benchmarks/engines.py -o runs/engines
 
 RESTORER@SIDE chooses what is exported (default: all shipped ones at their own side; edge-l also at 512). Faces to calibrate
-on and to measure on are the demo's, degraded by a preset; other people in each half. Or give --calibration and --reference.
+on and to measure on are the demo's, degraded by a preset; other faces in each half. Or give --calibration and --reference.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def offered_requests(formats: Iterable[str]) -> tuple[EngineRequest, ...]:
 
 
 def make_faces(out: Path, side: int) -> tuple[Path, Path]:
-    """Degrade the demo's clean faces: (folder to calibrate on, folder with lq/ and hq/ of other people)."""
+    """Degrade the demo's clean faces: (folder to calibrate on, folder with lq/ and hq/ of the other faces)."""
     halves = (out / "calibration", out / "reference" / "hq")
     for index, path in enumerate(list_images(FACES / "clean")):
         half = halves[index % 3 == 2]
@@ -142,7 +142,7 @@ def measure(
     )
     seconds = time.monotonic() - start
     bench = bench_bundle(report.path, runs=args.runs, kernels=True)
-    notes = (*report.notes, *(f"{name}: {reason}" for name, reason in bench.turned_down))
+    notes = tuple(f"{name}: {reason}" for name, reason in bench.turned_down)
     return Measured(report.path, report.manifest, seconds, bench.reports, notes)
 
 
@@ -151,7 +151,7 @@ def engine_row(entry: EngineEntry, path: Path, report: BenchReport | None) -> li
     size = sum((path / name).stat().st_size for name in entry.files) / 1e6
     figures = ["-"] * 5 if report is None else _figures(report)
     drop, worst = (entry.quality.get(f"reference_{name}drop_db") for name in ("", "worst_"))
-    cells = ["-" if value is None else f"{value:.3f}" for value in (drop, worst)]
+    cells = ["-" if value is None else f"{round(value, 3) + 0.0:.3f}" for value in (drop, worst)]
     where = (
         f"{entry.backend} {entry.backend_version}, built only" if report is None else report.info.describe()
     )
@@ -196,7 +196,7 @@ def page(results: Sequence[Measured], power: PowerState, args: argparse.Namespac
         "",
         f"ufr-edge {__version__} on {machine_name()}; {power.describe()}. Written by `python benchmarks/engines.py`; no figure is",
         "typed by hand. One face (batch 1), uint8 in and out; `first` is the first call after loading, `load` includes the checksums.",
-        "The drop is PSNR against the truth, fp32 minus the engine, on faces of people that int8 was not calibrated on",
+        "The drop is PSNR against the truth, fp32 minus the engine, on faces that int8 was not calibrated on",
         f"(gate: {args.max_drop:g} dB).",
         "TensorRT rows without times were built here and not run, for want of a GPU; their drop is that of the ONNX they were",
         "built from, in ONNX Runtime.",
@@ -246,7 +246,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--page", type=Path, default=DOCS)
     parser.add_argument("--format", nargs="+", choices=list(OFFERED), default=list(OFFERED))
     parser.add_argument("--calibration", type=Path, help="folder of aligned faces of a camera")
-    parser.add_argument("--reference", type=Path, help="folder with lq/ and hq/ of other people")
+    parser.add_argument("--reference", type=Path, help="folder with lq/ and hq/ of other faces")
     parser.add_argument("--max-drop", type=float, default=0.3)
     parser.add_argument("--gate-time", type=float, default=60.0)
     parser.add_argument("--runs", type=int, default=50)
