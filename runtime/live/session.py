@@ -17,9 +17,10 @@ from ufr_edge.runtime.device import device_fingerprint
 from ufr_edge.runtime.engines import installed_backends
 from ufr_edge.runtime.faces.detect import DetectorConfig, Detects
 from ufr_edge.runtime.live.events import EventLog
+from ufr_edge.runtime.live.observer import ObserverConfig, open_observer
 from ufr_edge.runtime.live.sinks import PACED_KINDS, SinkConfig, open_sink
 from ufr_edge.runtime.live.sources import SourceConfig, open_live_source
-from ufr_edge.runtime.live.stages import Engines
+from ufr_edge.runtime.live.stages import ChoosesEngine, Engines
 from ufr_edge.runtime.live.stats import Labels, StatsBoard
 from ufr_edge.runtime.live.stream import LiveStream, StreamConfig
 from ufr_edge.runtime.pipeline import FacePipeline, PipelineConfig
@@ -30,7 +31,10 @@ from ufr_edge.runtime.video.uri import Uri, parse_uri
 
 @dataclass(frozen=True, kw_only=True)
 class LiveConfig:
-    """Settings of a stream. record: a second file that gets the same frames. threads: per engine and codec."""
+    """Settings of a stream. record: a second file that gets the same frames. threads: per engine and codec.
+
+    observer: recording of faces, and drift; nothing of it unless asked for.
+    """
 
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
     detector: DetectorConfig = field(default_factory=DetectorConfig)
@@ -38,6 +42,7 @@ class LiveConfig:
     sink: SinkConfig = field(default_factory=SinkConfig)
     stream: StreamConfig = field(default_factory=StreamConfig)
     record: Path | None = None
+    observer: ObserverConfig = field(default_factory=ObserverConfig)
     threads: int | None = None
 
 
@@ -45,7 +50,7 @@ class LiveConfig:
 def open_stream(
     source: str,
     sink: str,
-    engines: Engines,
+    engines: ChoosesEngine,
     config: LiveConfig | None = None,
     *,
     detector: Detects | None = None,
@@ -74,10 +79,23 @@ def open_stream(
         pipeline = FacePipeline(engines.full, detector, config.pipeline, clock=board.clock)
         settings = replace(config.stream, pace=config.stream.pace or sink_uri.kind in PACED_KINDS)
         _warm_up(engines, detector, opened.info, config.pipeline)
-        yield LiveStream(opened, sinks, pipeline, engines, settings, board=board, events=events, stop=stop)
+        side = engines.full.info.side or config.pipeline.side
+        watched = open_observer(config.observer, events, side=side, source=source_uri.masked)
+        observer = stack.enter_context(watched)
+        yield LiveStream(
+            opened,
+            sinks,
+            pipeline,
+            engines,
+            settings,
+            board=board,
+            events=events,
+            stop=stop,
+            observer=observer,
+        )
 
 
-def _labels(source: Uri, sink: Uri, engines: Engines, detector: Detects, info: VideoInfo) -> Labels:
+def _labels(source: Uri, sink: Uri, engines: ChoosesEngine, detector: Detects, info: VideoInfo) -> Labels:
     return Labels(
         source=source.masked,
         sink=sink.masked,
@@ -89,7 +107,7 @@ def _labels(source: Uri, sink: Uri, engines: Engines, detector: Detects, info: V
     )
 
 
-def _warm_up(engines: Engines, detector: Detects, info: VideoInfo, config: PipelineConfig) -> None:
+def _warm_up(engines: ChoosesEngine, detector: Detects, info: VideoInfo, config: PipelineConfig) -> None:
     """Run everything once: the first run of an engine takes several frame periods, and would drop frames."""
     detector.detect(np.zeros((info.height, info.width, 3), np.uint8))
     for engine in filter(None, (engines.full, engines.smaller)):

@@ -14,6 +14,7 @@ import numpy as np
 
 from ufr_edge.runtime.frame import Box
 from ufr_edge.runtime.live.ladder import Step
+from ufr_edge.runtime.live.watch import FaceWatch
 from ufr_edge.runtime.timing import StageClock, StageTiming
 
 STAGES = ("capture", "track", "restore", "paste", "sink")
@@ -51,6 +52,9 @@ class LiveStats:
     failed: frames let through untouched because the engine or the detector threw. age: from capture to the
     sink's having taken the frame. glass: the same by the time code in the picture (None: not asked for), with
     `unreadable` frames without one. p50, p95, p99 are over a window of the last frames; counts are over all.
+    bundle_version: number of the installed version that runs (see `versions`).
+    drift: how far the faces are from those adapted to, in units of uncertainty (None: not watched, or too few);
+    drifted: it was raised. watch: all that is known of it, and of the recorder.
     """
 
     source: str
@@ -82,6 +86,10 @@ class LiveStats:
     glass: Spread | None
     unreadable: int
     tracks: tuple[TrackView, ...] = ()
+    bundle_version: int | None = None
+    drift: float | None = None
+    drifted: bool = False
+    watch: FaceWatch | None = None
 
     @property
     def dropped_total(self) -> int:
@@ -92,6 +100,7 @@ class LiveStats:
         """The statistics as plain JSON values."""
         plain = asdict(self) | {"dropped_total": self.dropped_total, "step": self.step.value}
         plain["dropped"], plain["queues"] = dict(self.dropped), dict(self.queues)
+        plain["watch"] = None if self.watch is None else self.watch.to_json()
         return plain
 
 
@@ -138,6 +147,7 @@ class Labels:
     width: int = 0
     height: int = 0
     deadline_ms: float | None = None
+    bundle_version: int | None = None
 
 
 @dataclass(kw_only=True)
@@ -165,6 +175,7 @@ class StatsBoard:
         self._counts, self._step = _Counts(), Step.FULL
         self._tracks: tuple[TrackView, ...] = ()
         self._queues: Callable[[], Mapping[str, tuple[int, int]]] = dict
+        self._watch: Callable[[], FaceWatch | None] = lambda: None
         self._in: deque[float] = deque(maxlen=_WINDOW)
         self._out: deque[float] = deque(maxlen=_WINDOW)
         self._ages: deque[float] = deque(maxlen=_WINDOW)
@@ -173,6 +184,10 @@ class StatsBoard:
     def watch_queues(self, queues: Callable[[], Mapping[str, tuple[int, int]]]) -> None:
         """Tell where (waiting, dropped) of each queue come from."""
         self._queues = queues
+
+    def watch_faces(self, watch: Callable[[], FaceWatch | None]) -> None:
+        """Tell where drift and the recorder's figures come from."""
+        self._watch = watch
 
     def came_in(self) -> None:
         """A frame was captured."""
@@ -234,6 +249,8 @@ class StatsBoard:
         """The numbers of this moment."""
         # Drops first: a frame is counted in before it can be dropped, so that in_flight never is below 0.
         dropped, queues, now = self.dropped(), self._queues(), self._now()
+        watch = self._watch()
+        drift = None if watch is None else watch.drift
         with self._lock:
             counts = {k: v for k, v in vars(self._counts).items() if k != "lost"}
             flight = counts["frames_in"] - counts["frames_out"] - sum(dropped.values())
@@ -251,6 +268,9 @@ class StatsBoard:
                 age=_spread(self._ages),
                 glass=None if self._glass is None else _spread(self._glass),
                 tracks=self._tracks,
+                drift=None if drift is None else drift.distance,
+                drifted=drift is not None and drift.raised,
+                watch=watch,
             )
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from ufr_edge.errors import ConfigError
 from ufr_edge.runtime.live.events import EventLog
 from ufr_edge.runtime.live.ladder import Ladder, LadderConfig, Step
+from ufr_edge.runtime.live.observer import FaceObserver
 from ufr_edge.runtime.live.queues import (
     CAMERA_POLICY,
     FILE_POLICY,
@@ -26,7 +27,7 @@ from ufr_edge.runtime.live.queues import (
 )
 from ufr_edge.runtime.live.sinks import LiveFrame, Sink, SinkClosedError, SinkContext
 from ufr_edge.runtime.live.sources import LiveSource, ReconnectingSource, paced
-from ufr_edge.runtime.live.stages import Engines, FaceStages, Held, views
+from ufr_edge.runtime.live.stages import ChoosesEngine, FaceStages, Held, views
 from ufr_edge.runtime.live.stats import STAGES, LiveStats, StatsBoard
 from ufr_edge.runtime.live.timecode import read_code
 from ufr_edge.runtime.pipeline import FacePipeline
@@ -85,14 +86,18 @@ class LiveStream:
         source: LiveSource,
         sinks: Sequence[Sink],
         pipeline: FacePipeline,
-        engines: Engines,
+        engines: ChoosesEngine,
         config: StreamConfig | None = None,
         *,
         board: StatsBoard,
         events: EventLog,
         stop: threading.Event,
+        observer: FaceObserver | None = None,
     ) -> None:
-        """stop: the event that was given to the source. board: the pipeline's clock should be its clock."""
+        """stop: the event that was given to the source. board: the pipeline's clock should be its clock.
+
+        observer: gets the faces of every frame that came to the sink; started and closed by `run`.
+        """
         self._source, self._sinks, self._config = source, tuple(sinks), config or StreamConfig()
         self._board, self._events, self._stop = board, events, stop
         self._end, self._done = _End(), threading.Event()
@@ -107,7 +112,15 @@ class LiveStream:
         )
         self._queues = self._make_queues()
         self._dropped = 0
+        self._observer = observer
+        if observer is not None:
+            board.watch_faces(lambda: observer.watch)
         board.watch_queues(lambda: {name: (len(q), q.dropped) for name, q in self._queues.items()})
+
+    @property
+    def board(self) -> StatsBoard:
+        """Where its numbers are collected."""
+        return self._board
 
     def run(self, watch: Callable[[LiveStats], None] | None = None) -> str:
         """Run to the end; returns why it ended. `watch` is called in this thread, four times a second.
@@ -117,6 +130,8 @@ class LiveStream:
         """
         threads = self._threads()
         self._events.add("start", f"{self._board.labels.source} to {self._board.labels.sink}")
+        if self._observer is not None:
+            self._observer.start(self.stop)
         for thread in threads:
             thread.start()
         try:
@@ -135,9 +150,9 @@ class LiveStream:
             raise self._end.error
         return reason
 
-    def stop(self) -> None:
+    def stop(self, reason: str = "stopped") -> None:
         """End the stream as if the source had ended."""
-        self._end.say("stopped")
+        self._end.say(reason)
         self._stop.set()
 
     def snapshot(self) -> LiveStats:
@@ -254,6 +269,8 @@ class LiveStream:
             code = read_code(held.frame.image)
             self._board.read_code(None if code is None else code.age(now) * 1000)
         self._climb(age)
+        if self._observer is not None and held.faces is not None:
+            self._observer.offer(held.frame, held.original, held.faces)
 
     def _climb(self, age_ms: float) -> None:
         if self._ladder is None:
@@ -288,6 +305,8 @@ class LiveStream:
             if thread.is_alive():
                 text = f"{thread.name} did not end within {self._config.join_s:g} s"
                 self._events.add("stuck", text, level=logging.ERROR)
+        if self._observer is not None:
+            self._observer.close()
         # A source is not closed under a thread that is still reading from it.
         if not threads[0].is_alive():
             self._source.close()
@@ -297,7 +316,7 @@ class LiveStream:
         for queue in self._queues.values():
             queue.abort()
 
-    def _make_ladder(self, engines: Engines) -> Ladder | None:
+    def _make_ladder(self, engines: ChoosesEngine) -> Ladder | None:
         deadline = self._config.deadline_ms
         timed = self._source.live or self._config.pace
         if deadline is None and timed:

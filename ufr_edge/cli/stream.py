@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import click
@@ -15,12 +18,15 @@ from rich.text import Text
 
 from ufr_edge.cli.options import FOLDER, stack
 from ufr_edge.cli.settings import settings_option
-from ufr_edge.errors import ExitCode, UfrEdgeError
+from ufr_edge.errors import ConfigError, ExitCode, UfrEdgeError
 from ufr_edge.files import write_json
+from ufr_edge.runtime.bundle import read_bundle
 from ufr_edge.runtime.faces.detect import DetectorConfig
 from ufr_edge.runtime.faces.track import TrackConfig
+from ufr_edge.runtime.fingerprint_files import bundle_fingerprint
 from ufr_edge.runtime.live.events import EventLog
 from ufr_edge.runtime.live.links import LinkConfig
+from ufr_edge.runtime.live.observer import ENDED_BY_DRIFT, ObserverConfig
 from ufr_edge.runtime.live.page_address import make_token, needs_token
 from ufr_edge.runtime.live.session import LiveConfig, open_engines, open_stream, stream_report
 from ufr_edge.runtime.live.sinks import SinkConfig
@@ -28,7 +34,9 @@ from ufr_edge.runtime.live.sources import Backoff, SourceConfig
 from ufr_edge.runtime.live.stats import LiveStats
 from ufr_edge.runtime.live.stream import LiveStream, StreamConfig
 from ufr_edge.runtime.pipeline import PipelineConfig
+from ufr_edge.runtime.recorder import RecorderConfig
 from ufr_edge.runtime.video.uri import parse_uri
+from ufr_edge.runtime.video.writer import VIDEO_SUFFIXES
 
 Watch = Callable[[LiveStats], None]
 
@@ -48,7 +56,12 @@ _OPTIONS = stack(
     click.option("--reconnect", type=click.IntRange(0), default=10, show_default=True, help="Tries to connect again before the source is lost."),
     click.option("--timeout", type=click.FloatRange(0.1), default=5.0, show_default=True, help="Seconds to wait for a connection or a picture."),
     click.option("--token", envvar="UFR_TOKEN", metavar="TEXT", help="Of the live page (better in UFR_TOKEN). [default: made anew, if others can reach the page]"),
-    click.option("--record", type=FOLDER, help="Also write the stream into this file."),
+    click.option("--record", type=FOLDER, metavar="DIR|FILE", help="A folder: collect faces in it, to adapt to. A video file: also write the stream there."),
+    click.option("--keep-days", type=click.FloatRange(0, min_open=True), default=30.0, show_default=True, help="Age at which recorded faces are removed."),
+    click.option("--camera", default="", help="Name of the camera, for the recorded faces."),
+    click.option("--on-drift", metavar="CMD", help="Run this (no shell) each time the faces are no longer those adapted to."),
+    click.option("--exit-on-drift", is_flag=True, help="End the stream then, with exit code 3."),
+    click.option("--no-drift", is_flag=True, help="Do not compare faces with those the bundle was adapted to."),
     click.option("--frames", type=click.IntRange(1), help="Stop after so many."),
     click.option("--seconds", type=click.FloatRange(0, min_open=True), help="Stop after so long."),
     click.option("--latency", is_flag=True, help="Read the time code of synthetic:// at the sink."),
@@ -73,7 +86,7 @@ def command(source: str, sink: str, **given: Any) -> None:
     rtsp://, udp:// or null://. Ctrl-C ends it; what was written can be played.
     """
     given["token"] = _token(sink, given["token"])
-    config, events = _config(given), EventLog()
+    config, events = replace(_config(given), observer=_observer(given)), EventLog()
     ended, error = "failed", None
     names = {"engine": given["engine_name"], "smaller": given["smaller_engine"]}
     with (
@@ -96,6 +109,8 @@ def command(source: str, sink: str, **given: Any) -> None:
             _hand_over(stream, events, ended, error, given)
     if ended == "stopped by a signal":
         raise click.exceptions.Exit(int(ExitCode.STOPPED))
+    if ended.startswith(ENDED_BY_DRIFT):
+        raise click.exceptions.Exit(int(ExitCode.GATE_FAILED))
 
 
 def _token(sink: str, given: str | None) -> str | None:
@@ -127,9 +142,34 @@ def _config(given: dict[str, Any]) -> LiveConfig:
             seconds=given["seconds"],
             latency=given["latency"],
         ),
-        record=given["record"],
+        record=given["record"] if _is_video(given["record"]) else None,
         threads=given["threads"],
     )
+
+
+def _observer(given: dict[str, Any]) -> ObserverConfig:
+    hook = tuple(shlex.split(given["on_drift"] or ""))
+    if given["no_drift"] and (hook or given["exit_on_drift"]):
+        msg = "--no-drift leaves nothing for --on-drift and --exit-on-drift."
+        raise click.UsageError(msg)
+    reference = None if given["no_drift"] else bundle_fingerprint(read_bundle(given["bundle"]))
+    if reference is None and (hook or given["exit_on_drift"]):
+        msg = (
+            f"{given['bundle']} does not say what camera it was adapted to, so drift cannot be seen. "
+            "Export it again with --calibration FACES of the camera."
+        )
+        raise ConfigError(msg)
+    return ObserverConfig(
+        record=None if _is_video(given["record"]) else given["record"],
+        recorder=RecorderConfig(keep_days=given["keep_days"], camera=given["camera"]),
+        reference=reference,
+        hook=hook,
+        exit_on_drift=given["exit_on_drift"],
+    )
+
+
+def _is_video(path: Path | None) -> bool:
+    return path is not None and path.suffix.lower() in VIDEO_SUFFIXES
 
 
 def _hand_over(
@@ -144,7 +184,9 @@ def _hand_over(
     stats = stream.snapshot()
     click.echo(f"{ended}: {status_text(stats)}")
     for stage in stats.stages:
-        click.echo(f"  {stage.name:<9} p50 {stage.p50_ms:6.1f}  p95 {stage.p95_ms:6.1f}  p99 {stage.p99_ms:6.1f} ms")
+        click.echo(
+            f"  {stage.name:<9} p50 {stage.p50_ms:6.1f}  p95 {stage.p95_ms:6.1f}  p99 {stage.p99_ms:6.1f} ms"
+        )
 
 
 def _print_what_runs(stats: LiveStats) -> None:
@@ -152,6 +194,8 @@ def _print_what_runs(stats: LiveStats) -> None:
     click.echo(f"engine:   {stats.engine}")
     click.echo(f"detector: CenterFace on {stats.detector}")
     click.echo(f"sink:     {stats.sink}")
+    if stats.watch is not None and stats.watch.recording:
+        click.echo("faces:    recorded (see docs/privacy.md)")
 
 
 def status_text(stats: LiveStats) -> str:
@@ -162,8 +206,17 @@ def status_text(stats: LiveStats) -> str:
     return (
         f"{stats.frames_in} in, {stats.frames_out} out, {stats.dropped_total} dropped, {stats.late} late, "
         f"{stats.failed} failed; {stats.fps_out:.1f} frames/s; {kind} {latency}; "
-        f"{len(stats.tracks)} faces; {stats.step.value}"
+        f"{len(stats.tracks)} faces; {stats.step.value}{_watch_text(stats)}"
     )
+
+
+def _watch_text(stats: LiveStats) -> str:
+    watch, words = stats.watch, ""
+    if watch is not None and watch.drift is not None and stats.drift is not None:
+        words += f"; drift {stats.drift:.1f} of {watch.drift.limit:g}" + (" RAISED" if stats.drifted else "")
+    if watch is not None and watch.recorded is not None:
+        words += f"; {watch.recorded.kept} faces recorded" + ("" if watch.recording else " (stopped)")
+    return words
 
 
 @contextmanager
