@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from ufr_edge.adaptation.camera_pairs import CameraEstimate, camera_source, estimate_camera
 from ufr_edge.adaptation.faces import MINIMUM_FACES, FaceSet, load_faces
 from ufr_edge.adaptation.loop import LoopConfig, check_origin, run_loop
-from ufr_edge.adaptation.restorer_task import HeldOut, LossWeights, PairSource, RestorerTask, RestorerTraining
-from ufr_edge.adaptation.sources import degrading_source, face_source
+from ufr_edge.adaptation.restorer_task import HeldOut, LossWeights, PairSource, RestorerTraining
+from ufr_edge.adaptation.sources import degrading_source
+from ufr_edge.adaptation.target_index import target_weights
+from ufr_edge.adaptation.terms import build_task, check_terms, needs_real, task_kind
 from ufr_edge.adaptation.workers import Workers
 from ufr_edge.config import to_json
 from ufr_edge.errors import ConfigError, InputFileError
 from ufr_edge.files import sha256_file, write_json
-from ufr_edge.priors.features import PriorFeatures, load_features
 from ufr_edge.restorers.loading import WEIGHTS_NAME, load_any_restorer, save_any_restorer
 
 Images = NDArray[np.uint8]
@@ -29,14 +31,21 @@ class FinetuneConfig:
     """`restorer` is what training starts from; `prior` gives the features of the perceptual term.
 
     `flip`: mirror pairs at random (the paper does not). `replay`: share of each batch that is clean faces
-    of `real`, degraded by the classic pipeline, so that the old skill is kept (not in the paper).
+    of `real`, degraded by the classic pipeline, so that the old skill is kept (not in the paper). `camera_pairs`:
+    share that is targets degraded by an estimate of the camera (see `camera_pairs`; not in the paper).
+    `features_prior`: another prior for the features, where `prior` has none to give. `lpips_backbone`: the file LPIPS
+    is computed with, if it is not in torch hub's cache; `download`: fetch it where it is missing.
     """
 
     restorer: str = "edge-m-256"
     prior: str = "prior-256"
+    features_prior: str | None = None
+    lpips_backbone: Path | None = None
+    download: bool = False
     batch: int = 8
     flip: bool = True
     replay: float = 0.0
+    camera_pairs: float = 0.0
     training: RestorerTraining = field(
         default_factory=lambda: RestorerTraining(
             steps=1_000,
@@ -55,10 +64,17 @@ class FinetuneConfig:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        """Raise ConfigError when `replay` is no share."""
-        if not 0 <= self.replay <= 1:
-            msg = f"replay is a share from 0 to 1; got {self.replay}."
+        """Raise ConfigError when `replay` and `camera_pairs` are no shares, or more than everything."""
+        if min(self.replay, self.camera_pairs) < 0 or self.replay + self.camera_pairs > 1:
+            msg = f"replay and camera_pairs are shares from 0 to 1, together too; got {self.replay} and {self.camera_pairs}."
             raise ConfigError(msg)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairs(HeldOut):
+    """Pairs to train on; `weights` float64 (N,) above 0 say how often each is drawn, None: all alike."""
+
+    weights: NDArray[np.float64] | None = None
 
 
 def finetune(
@@ -76,67 +92,85 @@ def finetune(
 
     `real`: a folder of unrelated clean faces, for the adversarial term and replay. Goes on from
     `out`/checkpoint.pt. Raises InputFileError with fewer than 8 pairs, TrainingError on a NaN loss,
-    ConfigError when the checkpoint has other weights, pairs or losses behind it (`overwrite` starts afresh).
+    ConfigError when the checkpoint has other weights, pairs or losses behind it (`overwrite` starts afresh),
+    and as `check_terms` and `build_task`.
     """
+    check_terms(config, real)
     start = load_any_restorer(config.restorer)
     pairs = load_pairs(faces, targets, start.side, show=show)
     origin = _origin(start.path, pairs, config)
     workers = Workers(config.device)
     with workers.main_first():
-        check_origin(out, kind=RestorerTask.kind, origin=origin, overwrite=overwrite)
-    clean = load_faces(real, start.side, show=show) if real else None
-    torch.manual_seed(config.seed)  # the discriminator's initialisation
-    task = RestorerTask(
-        start.model,
-        config.training,
-        pairs=_mixed(pair_source(pairs, config), clean, config),
-        batch=config.batch,
-        real=face_source(clean, config.batch, config.seed + 7) if clean else None,
-        features=_features(config, workers.device),
-        held_out=held_out,
-        run=out,
-        workers=workers,
-    )
+        check_origin(out, kind=task_kind(config), origin=origin, overwrite=overwrite)
+    clean = load_faces(real, start.side, show=show and workers.main) if real and needs_real(config) else None
+    camera = estimate_camera(pairs.lq, pairs.truth, seed=config.seed) if config.camera_pairs > 0 else None
+    source = _mixed(pair_source(pairs, config), _extras(clean, pairs, camera, config))
+    task = build_task(start.model, source, clean, config, held_out=held_out, run=out, workers=workers)
     steps = run_loop(
         task,
         out,
         config.loop,
         steps=config.training.steps,
         origin=origin,
-        on_start=lambda: write_json(out / "config.json", to_json(config)),
+        on_start=lambda: _write_settings(out, config, camera),
         show=show,
     )
     path = out / WEIGHTS_NAME
     meta = {"steps": str(steps), "parent_sha256": sha256_file(start.path), "pairs": str(len(pairs.lq))}
+    meta |= {name: start.meta[name] for name in ("weights_licence",) if name in start.meta}
     if workers.main:
         save_any_restorer(task.result, path, arch=start.arch, side=start.side, meta=meta)
     workers.wait()
     return path
 
 
+def _write_settings(out: Path, config: FinetuneConfig, camera: CameraEstimate | None) -> None:
+    write_json(out / "config.json", to_json(config))
+    if camera is not None:
+        write_json(out / "camera.json", camera.to_json())
+
+
 def load_pairs(
     faces: Path, targets: Path, side: int, *, minimum: int = MINIMUM_FACES, show: bool = False
-) -> HeldOut:
-    """Load (low-quality, target) pairs matched by file stem. Raises InputFileError with fewer than `minimum`."""
+) -> Pairs:
+    """Load (low-quality, target) pairs matched by file stem, with the weights of the targets' index where there is one.
+
+    Rejected targets are left out. Raises InputFileError with fewer than `minimum`.
+    """
     lq = load_faces(faces, side, minimum=minimum, show=show)
     goal = load_faces(targets, side, minimum=1, show=show)
     by_stem = {Path(name).stem: i for i, name in enumerate(goal.names)}
     matched = [(i, by_stem[Path(n).stem]) for i, n in enumerate(lq.names) if Path(n).stem in by_stem]
+    index = target_weights(targets)
+    weights = np.array([index.get(Path(lq.names[i]).stem, 1.0) for i, _ in matched], dtype=np.float64)
+    if len(matched) >= minimum > int((weights > 0).sum()):
+        msg = (
+            f"Of {len(matched)} targets in {targets} only {int((weights > 0).sum())} are fit to learn from; at least {minimum} "
+            "are needed. Its index.jsonl says what each was rejected for. Draw lighter ones (--fidelity 0.8, or "
+            "--sampler auto), or keep all (--no-qa)."
+        )
+        raise InputFileError(msg)
     if len(matched) < minimum:
         msg = (
             f"Only {len(matched)} faces of {faces} have a target of the same name in {targets}; "
             f"at least {minimum} are needed. Run: ufr-edge targets -i {faces} -o {targets}"
         )
         raise InputFileError(msg)
-    return HeldOut(lq=lq.images[[i for i, _ in matched]], truth=goal.images[[j for _, j in matched]])
+    kept = [pair for pair, weight in zip(matched, weights, strict=True) if weight > 0]
+    return Pairs(
+        lq=lq.images[[i for i, _ in kept]],
+        truth=goal.images[[j for _, j in kept]],
+        weights=weights[weights > 0] if (weights != 1).any() else None,
+    )
 
 
-def pair_source(pairs: HeldOut, config: FinetuneConfig) -> PairSource:
+def pair_source(pairs: Pairs, config: FinetuneConfig) -> PairSource:
     """Return (step, rows) -> (low-quality, target), without repeats inside a batch, fixed by (seed, step)."""
+    share = None if pairs.weights is None else pairs.weights / pairs.weights.sum()
 
     def draw(step: int, rows: slice) -> tuple[Images, Images]:
         rng = np.random.default_rng((config.seed, step))
-        index = rng.choice(len(pairs.lq), config.batch, replace=len(pairs.lq) < config.batch)[rows]
+        index = rng.choice(len(pairs.lq), config.batch, replace=len(pairs.lq) < config.batch, p=share)[rows]
         lq, goal = pairs.lq[index], pairs.truth[index]
         flip = (rng.random(config.batch) < 0.5)[rows] & config.flip
         lq[flip], goal[flip] = lq[flip, :, ::-1], goal[flip, :, ::-1]
@@ -145,34 +179,43 @@ def pair_source(pairs: HeldOut, config: FinetuneConfig) -> PairSource:
     return draw
 
 
-def _mixed(draw: PairSource, clean: FaceSet | None, config: FinetuneConfig) -> PairSource:
-    if config.replay > 0 and clean is None:
-        msg = "Replay needs clean faces: give --real FOLDER, or set it to 0."
-        raise ConfigError(msg)
-    count = round(config.replay * config.batch)
-    if count == 0 or clean is None:
-        return draw
-    old = degrading_source(clean, {"classic": 1.0}, count, config.seed + 13)
-    everything = slice(None)
+def _extras(
+    clean: FaceSet | None, pairs: HeldOut, camera: CameraEstimate | None, config: FinetuneConfig
+) -> list[tuple[int, PairSource]]:
+    """How many pairs of each batch come from elsewhere, and from where."""
+    made = round(config.camera_pairs * config.batch) if camera else 0
+    old = min(round(config.replay * config.batch), config.batch - made)
+    extras: list[tuple[int, PairSource]] = []
+    if camera is not None and made:
+        extras.append((made, camera_source(pairs.truth, camera.model, made, config.seed + 17)))
+    if clean is not None and old:
+        extras.append((old, degrading_source(clean, {"classic": 1.0}, old, config.seed + 13)))
+    return extras
 
-    def both(step: int, rows: slice) -> tuple[Images, Images]:
-        new_pairs, old_pairs = draw(step, everything), old(step, everything)
-        lq, goal = (np.concatenate([n[:-count], o])[rows] for n, o in zip(new_pairs, old_pairs, strict=True))
+
+def _mixed(draw: PairSource, extras: Sequence[tuple[int, PairSource]]) -> PairSource:
+    if not extras:
+        return draw
+    everything, taken = slice(None), sum(count for count, _ in extras)
+
+    def together(step: int, rows: slice) -> tuple[Images, Images]:
+        own = draw(step, everything)
+        parts = [tuple(side[: len(side) - taken] for side in own), *(source(step, everything) for _, source in extras)]
+        lq, goal = (np.concatenate(side)[rows] for side in zip(*parts, strict=True))
         return lq, goal
 
-    return both
+    return together
 
 
-def _origin(start: Path, pairs: HeldOut, config: FinetuneConfig) -> str:
+def _origin(start: Path, pairs: Pairs, config: FinetuneConfig) -> str:
     """Digest of what decides the result beside the length and the rate of training, which may change midway."""
-    settings = (config.prior, config.flip, config.replay, config.seed, config.training.losses)
+    training = config.training
+    settings = (config.features_prior or config.prior, config.flip, config.replay, config.seed, training.losses)
     digest = hashlib.sha256(f"{sha256_file(start)} {settings}".encode())
+    if training.objective == "codes":
+        digest.update(repr(training.code_losses).encode())
+    if pairs.weights is not None or config.camera_pairs:
+        digest.update(f"{config.camera_pairs} {pairs.weights}".encode())
     for images in (pairs.lq, pairs.truth):
         digest.update(images.tobytes())
     return digest.hexdigest()
-
-
-def _features(config: FinetuneConfig, device: torch.device) -> PriorFeatures | None:
-    if config.training.losses.prior_features <= 0:
-        return None
-    return load_features(config.prior, device)
