@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
-from ufr_edge.adaptation.training import place
+from ufr_edge.adaptation.training import loss_scaler, place
 from ufr_edge.adaptation.workers import Workers
 
 
@@ -51,13 +51,14 @@ def _sn(inside: int, outside: int, kernel: int, *, stride: int = 1) -> nn.Module
 class Adversary:
     """A discriminator trained from scratch beside the restorer, one step for each of the restorer's."""
 
-    def __init__(self, *, features: int, lr: float, workers: Workers, beta2: float = 0.999) -> None:
+    def __init__(self, *, features: int, lr: float, workers: Workers, beta2: float = 0.999, precision: str = "fp32") -> None:
         self.workers = workers
         self.model = place(UNetDiscriminatorSN(features), workers.device)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=lr, betas=(0.9, beta2), weight_decay=0.0
         )
         self.trained = workers.wrap(self.model)
+        self.scaler = loss_scaler(workers.device, precision)
 
     def generator_loss(self, fake: Tensor, *, first: bool = True) -> Tensor:
         """BCE(D(fake), real). Its gradient reaches the image only, never D (paper.md section 13, statement 14).
@@ -79,19 +80,26 @@ class Adversary:
             with self.workers.accumulating(self.trained, last=i == len(parts) - 1):
                 logits = self.trained(torch.cat([real, fake.detach()])).float()
                 loss = _bce(logits[: len(real)], 1.0) + _bce(logits[len(real) :], 0.0)
-                (loss / len(parts)).backward()  # type: ignore[no-untyped-call]
+                self.scaler.scale(loss / len(parts)).backward()  # type: ignore[no-untyped-call]
             losses.append({"loss": loss})
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         return self.workers.mean(losses)["loss"]
 
     def state(self) -> dict[str, Any]:
         """Return model and optimiser state."""
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
 
     def load(self, state: dict[str, Any]) -> None:
         """Restore what `state` returned."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if state.get("scaler"):
+            self.scaler.load_state_dict(state["scaler"])
 
 
 def _bce(logits: Tensor, label: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""Which optimiser trains a restorer: AdamW, or Muon, which gets further in the few steps that a CPU affords."""
+"""Which optimiser trains a restorer: AdamW, Adam, or Muon, which gets further in the few steps that a CPU affords."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-OptimizerName = Literal["adamw", "muon"]
+OptimizerName = Literal["adamw", "adam", "muon"]
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 """Jordan et al. 2024: pushes singular values from (0, 1] to about 1 in a few rounds."""
 
@@ -19,6 +19,8 @@ def build_optimizer(
     """Build an optimiser without weight decay; `beta2` is Adam's, for the parameters that Adam moves."""
     if name == "muon":
         return Muon(parameters, lr=lr, betas=(0.9, beta2))
+    if name == "adam":
+        return torch.optim.Adam(parameters, lr=lr, betas=(0.9, beta2))
     return torch.optim.AdamW(parameters, lr=lr, betas=(0.9, beta2), weight_decay=0.0)
 
 

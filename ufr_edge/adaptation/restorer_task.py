@@ -1,4 +1,7 @@
-"""Training a restorer on pairs: the same task pretrains, adapts to pseudo targets and trains the oracle."""
+"""Training a restorer on pairs: the same task pretrains, adapts to pseudo targets and trains the oracle.
+
+`PairTask` is what every training on pairs shares; `code_task` is the other kind, CodeFormer's.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +26,17 @@ from ufr_edge.adaptation.training import (
     check_finite,
     cosine,
     descend,
+    halved,
+    loss_scaler,
     place,
+    seeded,
     strip_path,
     to_tensor,
     to_uint8,
 )
 from ufr_edge.adaptation.workers import Workers
 from ufr_edge.errors import ConfigError
+from ufr_edge.metrics.lpips_net import Lpips
 from ufr_edge.metrics.quality import psnr
 from ufr_edge.priors.features import PriorFeatures, prior_feature_distance
 from ufr_edge.restorers.loading import AnyModel
@@ -49,18 +56,37 @@ class LossWeights:
 
     `pixel` chooses the pixel term that `l1` weighs: "l1", or "log_mse", the log of each image's mean squared
     error, which is PSNR but for a factor: a mild degradation weighs as much as a strong one.
-    The perceptual term is the distance on the frozen prior's own features, not LPIPS.
+    The perceptual term is LPIPS v0.1 (`lpips`, on `lpips_net`, the paper's), or the distance on the frozen prior's
+    own features (`prior_features`); the one never stands in for the other.
     """
 
     pixel: Literal["l1", "log_mse"] = "l1"
     l1: float = 1.0
     prior_features: float = 0.4
+    lpips: float = 0.0
+    lpips_net: Literal["vgg", "alex"] = "vgg"
     adversarial: float = 0.1
+
+
+NO_LOSSES = LossWeights(l1=0.0, prior_features=0.0, lpips=0.0, adversarial=0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodeWeights:
+    """CodeFormer's terms (paper.md section 7): squared distance to the codebook's entries, cross-entropy of the codes."""
+
+    features: float = 1.0
+    codes: float = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
 class RestorerTraining:
-    """Optimiser settings: AdamW or Muon, cosine from `lr` to `lr_end`, EMA of the weights when `ema` > 0.
+    """Optimiser settings: AdamW, Adam or Muon, cosine from `lr` to `lr_end`, EMA of the weights when `ema` > 0.
+
+    `halve_at`: in place of the cosine, `lr` is halved at these shares of the steps. `ema_warmup`: the average's decay
+    grows to `ema` over the first steps, or is constant.
+    `objective`: "images" trains the whole network on `losses`; "codes" the code prediction of a CodeFormer on
+    `code_losses` alone.
 
     `accumulate`: a step's batch is computed in so many parts, one after another, to fit into memory; the result
     is that of the whole batch.
@@ -74,7 +100,9 @@ class RestorerTraining:
     lr: float = 2e-5
     lr_end: float = 5e-6
     warmup: int = 0
+    halve_at: tuple[float, ...] = ()
     ema: float = 0.0
+    ema_warmup: bool = True
     optimizer: OptimizerName = "adamw"
     beta2: float = 0.999
     accumulate: int = 1
@@ -87,6 +115,14 @@ class RestorerTraining:
     features_crop: int = 0
     clip_norm: float = 0.0
     losses: LossWeights = field(default_factory=LossWeights)
+    objective: Literal["images", "codes"] = "images"
+    code_losses: CodeWeights = field(default_factory=CodeWeights)
+
+    def rate(self, step: int) -> float:
+        """The learning rate of optimiser step `step`, from 0."""
+        if self.halve_at:
+            return halved(step, self.steps, self.lr, self.halve_at)
+        return cosine(step, self.steps, self.lr, self.lr_end, warmup=self.warmup)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,10 +137,13 @@ class HeldOut:
     groups: tuple[str, ...] = ()
 
 
-class RestorerTask:
-    """One restorer, its losses and its optimiser (see `loop.Task`)."""
+class PairTask:
+    """A restorer in training on pairs: its optimiser, its average, parts of a batch and held-out figures.
 
-    kind = "restorer"
+    A kind of training says what one part of a batch adds to the gradient (`_backward`), and may do more in a step.
+    """
+
+    kind: str
 
     def __init__(
         self,
@@ -115,32 +154,17 @@ class RestorerTask:
         batch: int,
         run: Path,
         workers: Workers,
-        real: ImageSource | None = None,
-        features: PriorFeatures | None = None,
         held_out: HeldOut | None = None,
     ) -> None:
-        _check_terms(config.losses, real=real, features=features)
         self.workers, self.device = workers, workers.device
         self.parts = workers.parts(batch, config.accumulate)
         self.model = place(model, self.device).train()
-        self.trained = workers.wrap(self.model)
-        self.config, self.pairs, self.real, self.run = config, pairs, real, run
-        self.features, self.held_out = features, held_out
-        self.optimizer = build_optimizer(
-            config.optimizer, self.model.parameters(), lr=config.lr, beta2=config.beta2
-        )
+        self.config, self.pairs, self.run, self.held_out = config, pairs, run, held_out
         average = copy.deepcopy(self.model) if config.ema > 0 else None
-        self.ema = Ema(self.model, average, config.ema) if average else None
-        self.adversary = (
-            Adversary(
-                features=config.discriminator_features,
-                lr=config.discriminator_lr,
-                beta2=config.beta2,
-                workers=workers,
-            )
-            if config.losses.adversarial > 0
-            else None
-        )
+        self.ema = Ema(self.model, average, config.ema, warmup=config.ema_warmup) if average else None
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.optimizer = build_optimizer(config.optimizer, trained, lr=config.lr, beta2=config.beta2)
+        self.scaler = loss_scaler(self.device, config.precision)
 
     @property
     def result(self) -> AnyModel:
@@ -149,82 +173,26 @@ class RestorerTask:
 
     def step(self, step: int) -> dict[str, float]:
         """One optimiser step on the pairs of this step; returns each loss term, unweighted."""
-        config = self.config
         for group in self.optimizer.param_groups:
-            group["lr"] = cosine(step, config.steps, config.lr, config.lr_end, warmup=config.warmup)
+            group["lr"] = self.config.rate(step)
         self.optimizer.zero_grad(set_to_none=True)
-        outs, terms = zip(*(self._backward(step, part) for part in self.parts), strict=True)
+        with seeded(step, self.workers.index, self.device):
+            outs, terms = zip(*(self._backward(step, part) for part in self.parts), strict=True)
         figures = self.workers.mean(terms)
         check_finite(figures.pop("total"), step, self.run)
-        descend(self.optimizer, config.clip_norm, step, self.run)
-        if self.adversary and self.real:
-            figures["discriminator"] = self._train_adversary(step, outs)
+        descend(self.optimizer, self.config.clip_norm, step, self.run, scaler=self.scaler)
+        figures |= self._after(step, outs)
         if self.ema:
             self.ema.update(step)
         return figures
 
     def _backward(self, step: int, part: slice) -> tuple[Tensor, dict[str, Tensor]]:
-        """Add the gradient of one part of the batch; returns the outputs and each loss term."""
-        lq, target = (to_tensor(images, self.device) for images in self.pairs(step, part))
-        with self.workers.accumulating(self.trained, last=part is self.parts[-1]):
-            with autocast(self.device, self.config.precision):
-                out = self.trained(lq).float()
-                total, terms = self._losses(out, target, step, first=part is self.parts[0])
-            (total / len(self.parts)).backward()  # type: ignore[no-untyped-call]
-        return out.detach(), {**terms, "total": total}
+        """Add the gradient of one part of the batch; returns the outputs and each loss term, and "total"."""
+        raise NotImplementedError
 
-    def _train_adversary(self, step: int, outs: Sequence[Tensor]) -> float:
-        assert self.adversary and self.real  # `step` asked
-        seen = []
-        for part, out in zip(self.parts, outs, strict=True):
-            fake = self._crop(out, step, self.config.adversarial_crop)
-            real = to_tensor(self.real(step, part), self.device)
-            seen.append((fake, self._crop(real, step, fake.shape[-1])))
-        with autocast(self.device, self.config.precision):
-            loss = self.adversary.update(seen)
-        check_finite(loss, step, self.run, what="discriminator's loss")
-        return loss
-
-    @staticmethod
-    def _crop(images: Tensor, step: int, side: int, *, stream: int = 3) -> Tensor:
-        """The part of the faces that a term sees in this step: all for a `side` of 0, or where they are no larger."""
-        room = images.shape[-1] - side
-        if room <= 0 or side == 0:
-            return images
-        top, left = np.random.default_rng((step, stream)).integers(0, room + 1, 2)
-        return images[:, :, top : top + side, left : left + side]
-
-    def _losses(
-        self, out: Tensor, target: Tensor, step: int, *, first: bool = True
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the weighted sum and each term; `first`: of the parts of a step."""
-        weights = self.config.losses
-        terms: dict[str, tuple[float, Tensor]] = {weights.pixel: (weights.l1, pixel_loss(out, target, weights.pixel))}
-        if self.features is not None and weights.prior_features > 0:
-            distance = self._feature_distance(self.features, out, target, step)
-            terms["prior_features"] = (weights.prior_features, distance)
-        adversarial = weights.adversarial * self._adversarial_share(step)
-        if self.adversary and adversarial > 0:
-            seen = self._crop(out, step, self.config.adversarial_crop)
-            terms["adversarial"] = (adversarial, self.adversary.generator_loss(seen, first=first))
-        total = torch.stack([weight * value for weight, value in terms.values()]).sum()
-        return total, {name: value.detach() for name, (_, value) in terms.items()}
-
-    def _feature_distance(self, features: PriorFeatures, out: Tensor, target: Tensor, step: int) -> Tensor:
-        # The features sit on a grid of `factor` pixels: a new offset each step, or its pattern is learned.
-        offset = tuple(np.random.default_rng((step, 4)).integers(0, features.factor, 2).tolist())
-        pair = (
-            torch.roll(self._crop(images, step, self.config.features_crop, stream=7), offset, (2, 3))
-            for images in (out, target)
-        )
-        return prior_feature_distance(features, *pair).mean()
-
-    def _adversarial_share(self, step: int) -> float:
-        """How much of the adversarial weight is in force at a step, from 0 to 1."""
-        late, ramp = step - self.config.adversarial_delay, self.config.adversarial_ramp
-        if late < 0 or ramp == 0:
-            return float(late >= 0)
-        return min(1.0, late / ramp)
+    def _after(self, step: int, outs: Sequence[Tensor]) -> dict[str, float]:
+        """What else a step trains, on the outputs of its parts; returns its losses."""
+        return {}
 
     def evaluate(self, step: int) -> dict[str, float]:
         """Held-out PSNR in dB (plain, RGB, no border crop), the gain over the input, and a strip of the first faces.
@@ -254,7 +222,7 @@ class RestorerTask:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "ema": self.ema.module.state_dict() if self.ema else None,
-            "adversary": self.adversary.state() if self.adversary else None,
+            "scaler": self.scaler.state_dict(),
         }
 
     def load(self, state: dict[str, Any]) -> None:
@@ -263,6 +231,120 @@ class RestorerTask:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema:
             self.ema.module.load_state_dict(state["ema"] or state["model"])
+        if state.get("scaler"):
+            self.scaler.load_state_dict(state["scaler"])
+
+
+class RestorerTask(PairTask):
+    """One restorer, all of it trained, on losses of images (see `loop.Task`)."""
+
+    kind = "restorer"
+
+    def __init__(
+        self,
+        model: AnyModel,
+        config: RestorerTraining,
+        *,
+        pairs: PairSource,
+        batch: int,
+        run: Path,
+        workers: Workers,
+        real: ImageSource | None = None,
+        features: PriorFeatures | None = None,
+        lpips: Lpips | None = None,
+        held_out: HeldOut | None = None,
+    ) -> None:
+        _check_terms(config.losses, real=real, features=features, lpips=lpips)
+        super().__init__(model, config, pairs=pairs, batch=batch, run=run, workers=workers, held_out=held_out)
+        self.trained = workers.wrap(self.model)
+        self.real, self.features, self.lpips = real, features, lpips
+        self.adversary = (
+            Adversary(
+                features=config.discriminator_features,
+                lr=config.discriminator_lr,
+                beta2=config.beta2,
+                workers=workers,
+                precision=config.precision,
+            )
+            if config.losses.adversarial > 0
+            else None
+        )
+
+    def _after(self, step: int, outs: Sequence[Tensor]) -> dict[str, float]:
+        return {"discriminator": self._train_adversary(step, outs)} if self.adversary else {}
+
+    def _backward(self, step: int, part: slice) -> tuple[Tensor, dict[str, Tensor]]:
+        lq, target = (to_tensor(images, self.device) for images in self.pairs(step, part))
+        with self.workers.accumulating(self.trained, last=part is self.parts[-1]):
+            with autocast(self.device, self.config.precision):
+                out = self.trained(lq).float()
+                total, terms = self._losses(out, target, step, first=part is self.parts[0])
+            self.scaler.scale(total / len(self.parts)).backward()  # type: ignore[no-untyped-call]
+        return out.detach(), {**terms, "total": total}
+
+    def _train_adversary(self, step: int, outs: Sequence[Tensor]) -> float:
+        assert self.adversary and self.real  # `step` asked
+        seen = []
+        for part, out in zip(self.parts, outs, strict=True):
+            fake = self._crop(out, step, self.config.adversarial_crop)
+            real = to_tensor(self.real(step, part), self.device)
+            seen.append((fake, self._crop(real, step, fake.shape[-1])))
+        with autocast(self.device, self.config.precision):
+            loss = self.adversary.update(seen)
+        check_finite(loss, step, self.run, what="discriminator's loss")
+        return loss
+
+    @staticmethod
+    def _crop(images: Tensor, step: int, side: int, *, stream: int = 3) -> Tensor:
+        """The part of the faces that a term sees in this step: all for a `side` of 0, or where they are no larger."""
+        room = images.shape[-1] - side
+        if room <= 0 or side == 0:
+            return images
+        top, left = np.random.default_rng((step, stream)).integers(0, room + 1, 2)
+        return images[:, :, top : top + side, left : left + side]
+
+    def _losses(
+        self, out: Tensor, target: Tensor, step: int, *, first: bool = True
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the weighted sum and each term; `first`: of the parts of a step."""
+        weights = self.config.losses
+        terms: dict[str, tuple[float, Tensor]] = {weights.pixel: (weights.l1, pixel_loss(out, target, weights.pixel))}
+        if self.lpips is not None and weights.lpips > 0:
+            pair = (self._crop(images, step, self.config.features_crop, stream=7) for images in (out, target))
+            terms["lpips"] = (weights.lpips, self.lpips(*pair).mean())
+        if self.features is not None and weights.prior_features > 0:
+            distance = self._feature_distance(self.features, out, target, step)
+            terms["prior_features"] = (weights.prior_features, distance)
+        adversarial = weights.adversarial * self._adversarial_share(step)
+        if self.adversary and adversarial > 0:
+            seen = self._crop(out, step, self.config.adversarial_crop)
+            terms["adversarial"] = (adversarial, self.adversary.generator_loss(seen, first=first))
+        total = torch.stack([weight * value for weight, value in terms.values()]).sum()
+        return total, {name: value.detach() for name, (_, value) in terms.items()}
+
+    def _feature_distance(self, features: PriorFeatures, out: Tensor, target: Tensor, step: int) -> Tensor:
+        # The features sit on a grid of `factor` pixels: a new offset each step, or its pattern is learned.
+        offset = tuple(np.random.default_rng((step, 4)).integers(0, features.factor, 2).tolist())
+        pair = (
+            torch.roll(self._crop(images, step, self.config.features_crop, stream=7), offset, (2, 3))
+            for images in (out, target)
+        )
+        return prior_feature_distance(features, *pair).mean()
+
+    def _adversarial_share(self, step: int) -> float:
+        """How much of the adversarial weight is in force at a step, from 0 to 1."""
+        late, ramp = step - self.config.adversarial_delay, self.config.adversarial_ramp
+        if late < 0 or ramp == 0:
+            return float(late >= 0)
+        return min(1.0, late / ramp)
+
+    def state(self) -> dict[str, Any]:
+        """Everything needed to go on."""
+        return {**super().state(), "adversary": self.adversary.state() if self.adversary else None}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Restore what `state` returned. The learning rates of this run's config stay in force."""
+        super().load(state)
         if self.adversary and state["adversary"]:
             self.adversary.load(state["adversary"])
 
@@ -274,7 +356,12 @@ def pixel_loss(out: Tensor, target: Tensor, kind: Literal["l1", "log_mse"]) -> T
     return ((out - target).square().mean((1, 2, 3)) + LOG_MSE_FLOOR).log().mean()
 
 
-def _check_terms(weights: LossWeights, *, real: ImageSource | None, features: PriorFeatures | None) -> None:
+def _check_terms(
+    weights: LossWeights, *, real: ImageSource | None, features: PriorFeatures | None, lpips: Lpips | None
+) -> None:
+    if weights.lpips > 0 and lpips is None:
+        msg = "The LPIPS term needs LPIPS: give it (see `load_lpips`), or set its weight to 0."
+        raise ConfigError(msg)
     if weights.prior_features > 0 and features is None:
         msg = "The perceptual term needs a prior: give --prior, or set its weight to 0."
         raise ConfigError(msg)

@@ -50,16 +50,16 @@ def check_mixture(mixture: Mapping[str, float]) -> None:
         raise ConfigError(msg)
 
 
-def face_source(faces: FaceSet, batch: int, seed: int) -> ImageSource:
-    """Return (step, rows) -> uint8 (rows, S, S, 3): balanced over sources, flipped at random."""
+def face_source(faces: FaceSet, batch: int, seed: int, *, flip: bool = True) -> ImageSource:
+    """Return (step, rows) -> uint8 (rows, S, S, 3): balanced over sources, flipped at random unless `flip` is off."""
     weights = source_weights(faces.names)
 
     def draw(step: int, rows: slice) -> Images:
         rng = np.random.default_rng((seed, step))
         chosen = rng.choice(len(faces), batch, p=weights)[rows]
-        flip = (rng.random(batch) < 0.5)[rows]
+        turned = (rng.random(batch) < 0.5)[rows] & flip
         images = faces.images[chosen]
-        images[flip] = images[flip, :, ::-1]
+        images[turned] = images[turned, :, ::-1]
         return images
 
     return draw

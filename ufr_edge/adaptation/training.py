@@ -6,7 +6,7 @@ import json
 import math
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -52,8 +52,16 @@ def place(module: M, device: torch.device) -> M:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Return the autocast context for "fp32" (off), "bf16", or "auto" (bf16 where the device is fast at it)."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=resolve_precision(device, precision) == "bf16")
+    """Return the autocast context for "fp32" (off), "bf16", "fp16", or "auto" (bf16 where the device is fast at it)."""
+    half = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast(
+        device.type, half, enabled=precision == "fp16" or resolve_precision(device, precision) == "bf16"
+    )
+
+
+def loss_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:
+    """Return what keeps small gradients from vanishing in "fp16"; with any other precision it does nothing."""
+    return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
 
 def resolve_precision(device: torch.device, precision: str) -> Literal["fp32", "bf16"]:
@@ -85,17 +93,37 @@ def cosine(step: int, total: int, start: float, end: float, *, warmup: int = 0) 
     return ramp * (end + (start - end) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, total)))))
 
 
-class Ema:
-    """Exponential moving average of a module's parameters, warmed up so that early steps do not weigh."""
+def halved(step: int, total: int, start: float, at: Sequence[float]) -> float:
+    """`start`, halved once `step` reaches each of the shares `at` of the `total` steps."""
+    return start * 0.5 ** sum(step >= round(share * total) for share in at)
 
-    def __init__(self, source: nn.Module, target: nn.Module, decay: float) -> None:
+
+@contextmanager
+def seeded(step: int, index: int, device: torch.device) -> Iterator[None]:
+    """Let what a network draws itself (stochastic depth) follow from the step and the process alone.
+
+    So that a resumed run draws what it would have drawn. The generators are put back afterwards.
+    """
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(int(np.random.SeedSequence((step, index)).generate_state(1)[0]))
+        yield
+
+
+class Ema:
+    """Exponential moving average of a module's parameters.
+
+    With `warmup` the decay grows to `decay` over the first steps, so that they do not weigh; without it is constant.
+    """
+
+    def __init__(self, source: nn.Module, target: nn.Module, decay: float, *, warmup: bool = True) -> None:
         target.load_state_dict(source.state_dict())
         self.source, self.module, self.decay = source, target.eval().requires_grad_(False), decay
+        self.warmup = warmup
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Move the average toward the source after optimiser step `step` (from 0)."""
-        decay = min(self.decay, (step + 1) / (step + 10))
+        decay = min(self.decay, (step + 1) / (step + 10)) if self.warmup else self.decay
         torch._foreach_lerp_(list(self.module.parameters()), list(self.source.parameters()), 1 - decay)
 
 
@@ -109,15 +137,33 @@ def check_finite(value: float, step: int, run: Path, *, what: str = "loss") -> N
     raise TrainingError(msg)
 
 
-def descend(optimizer: torch.optim.Optimizer, clip_norm: float, step: int, run: Path) -> None:
+def descend(
+    optimizer: torch.optim.Optimizer,
+    clip_norm: float,
+    step: int,
+    run: Path,
+    *,
+    scaler: torch.amp.GradScaler | None = None,
+) -> None:
     """Take one optimiser step, the gradient clipped to `clip_norm` (0: not).
 
-    Raises TrainingError when the gradient is not finite, before it reaches a weight: a loss may still be.
+    `scaler`: what the loss was scaled by (see `loss_scaler`). A gradient that overflowed for its scale is left out,
+    and the scale halved. Raises TrainingError when the gradient is not finite, before it reaches a weight: a loss
+    may still be.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = torch.nn.utils.clip_grad_norm_(parameters, clip_norm or math.inf)
-    check_finite(float(norm), step, run, what="gradient's norm")
-    optimizer.step()
+    scaled = scaler is not None and scaler.is_enabled()
+    if scaler is not None and scaled:
+        scaler.unscale_(optimizer)
+    norm = float(torch.nn.utils.clip_grad_norm_(parameters, clip_norm or math.inf))
+    if scaler is None or not scaled:
+        check_finite(norm, step, run, what="gradient's norm")
+        optimizer.step()
+        return
+    if scaler.get_scale() < 1:  # it is no overflow any more
+        check_finite(norm, step, run, what="gradient's norm")
+    scaler.step(optimizer)
+    scaler.update()
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:

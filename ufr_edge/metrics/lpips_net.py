@@ -170,4 +170,6 @@ def _features(net: LpipsNet) -> nn.Sequential:
 
 
 def _unit(maps: Tensor) -> Tensor:
-    return maps / (maps.square().sum(1, keepdim=True).sqrt() + 1e-10)
+    maps = maps.float()
+    # Below the root, or the gradient is not a number where every channel is zero.
+    return maps / ((maps.square().sum(1, keepdim=True) + 1e-20).sqrt() + 1e-10)

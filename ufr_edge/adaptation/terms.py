@@ -1,0 +1,132 @@
+"""The terms of a fine-tuning's loss: whether each has what it needs, and the task that trains on them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from ufr_edge.adaptation.code_task import CodeTask
+from ufr_edge.adaptation.faces import FaceSet
+from ufr_edge.adaptation.restorer_task import HeldOut, LossWeights, PairSource, PairTask, RestorerTask
+from ufr_edge.adaptation.sources import face_source
+from ufr_edge.adaptation.workers import Workers
+from ufr_edge.errors import BackendUnavailableError, ConfigError
+from ufr_edge.metrics.backbones import find_backbone, find_head
+from ufr_edge.metrics.lpips_net import NETS, Lpips, load_lpips
+from ufr_edge.priors.features import PriorFeatures, load_features
+from ufr_edge.restorers.loading import AnyModel
+
+if TYPE_CHECKING:
+    from ufr_edge.adaptation.finetune import FinetuneConfig
+
+Perceptual = Literal["lpips", "prior-features", "none"]
+PAPER_PERCEPTUAL = 0.4
+
+
+def choose_perceptual(losses: LossWeights, term: Perceptual) -> LossWeights:
+    """Return the weights with `term` as the only perceptual one, at the weight of the one in force.
+
+    Where none was in force it is the paper's 0.4. "none": without a perceptual term.
+    """
+    weight = losses.lpips or losses.prior_features or PAPER_PERCEPTUAL
+    return dataclasses.replace(
+        losses,
+        lpips=weight if term == "lpips" else 0.0,
+        prior_features=weight if term == "prior-features" else 0.0,
+    )
+
+
+def needs_real(config: FinetuneConfig) -> bool:
+    """Whether clean faces are used: by the adversarial term, or replayed."""
+    return config.training.losses.adversarial > 0 or config.replay > 0
+
+
+def check_terms(config: FinetuneConfig, real: Path | None) -> None:
+    """Check that every term has what it needs, before hours are spent on targets.
+
+    Raises ConfigError when the adversarial term or replay lacks its clean faces, BackendUnavailableError when LPIPS
+    cannot be computed here (nothing takes its place unless asked for by name), and as `find_backbone` for a wrong file.
+    """
+    losses = config.training.losses
+    if losses.adversarial > 0 and real is None:
+        msg = (
+            f"The adversarial term (weight {losses.adversarial:g}) needs real faces: give --real FOLDER with unrelated "
+            "clean faces, or set its weight to 0 (--w-adversarial 0)."
+        )
+        raise ConfigError(msg)
+    if config.replay > 0 and real is None:
+        msg = "Replay needs clean faces: give --real FOLDER, or set it to 0."
+        raise ConfigError(msg)
+    if losses.lpips > 0 and not config.download:
+        with _mending_lpips():
+            find_head(NETS[losses.lpips_net].head)
+            find_backbone(NETS[losses.lpips_net].backbone, path=config.lpips_backbone)
+
+
+def task_kind(config: FinetuneConfig) -> str:
+    """What `build_task` builds, as its checkpoints call it."""
+    return CodeTask.kind if config.training.objective == "codes" else RestorerTask.kind
+
+
+def build_task(
+    model: AnyModel,
+    pairs: PairSource,
+    clean: FaceSet | None,
+    config: FinetuneConfig,
+    *,
+    held_out: HeldOut | None,
+    run: Path,
+    workers: Workers,
+) -> PairTask:
+    """Build the task that `config` asks for. `clean`: the real faces of the adversarial term.
+
+    Raises ConfigError when the objective does not fit the network, and as `check_terms`.
+    """
+    if config.training.objective == "codes":
+        return CodeTask(
+            model, config.training, pairs=pairs, batch=config.batch, held_out=held_out, run=run, workers=workers
+        )
+    features, lpips = _features(config, workers), _lpips(config, workers)
+    torch.manual_seed(config.seed)  # the discriminator's initialisation
+    return RestorerTask(
+        model,
+        config.training,
+        pairs=pairs,
+        batch=config.batch,
+        real=face_source(clean, config.batch, config.seed + 7, flip=config.flip) if clean else None,
+        features=features,
+        lpips=lpips,
+        held_out=held_out,
+        run=run,
+        workers=workers,
+    )
+
+
+def _features(config: FinetuneConfig, workers: Workers) -> PriorFeatures | None:
+    if config.training.losses.prior_features <= 0:
+        return None
+    return load_features(config.features_prior or config.prior, workers.device)
+
+
+def _lpips(config: FinetuneConfig, workers: Workers) -> Lpips | None:
+    losses = config.training.losses
+    if losses.lpips <= 0:
+        return None
+    with _mending_lpips(), workers.main_first():
+        found = load_lpips(losses.lpips_net, path=config.lpips_backbone, download=config.download)
+    return found.to(workers.device)
+
+
+@contextmanager
+def _mending_lpips() -> Iterator[None]:
+    """Name the other perceptual term where LPIPS cannot be had."""
+    try:
+        yield
+    except BackendUnavailableError as exc:
+        msg = f"{exc} Or choose the distance on the prior's own features, which is not LPIPS: --perceptual prior-features."
+        raise BackendUnavailableError(msg) from exc
