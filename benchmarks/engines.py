@@ -13,13 +13,13 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from ufr_edge import __version__
 from ufr_edge.calibration.gate import GateConfig
 from ufr_edge.degradations.folder import DegradeConfig, degrade_folder
-from ufr_edge.demo.scene import FACES
 from ufr_edge.errors import UfrEdgeError
 from ufr_edge.export.bundle_export import ExportOptions, export_bundle
 from ufr_edge.export.requests import EngineRequest
@@ -41,6 +41,7 @@ OFFERED = {
 }
 """Format -> the precisions worth a row: fp16 in ONNX Runtime is slower on a CPU than fp32 and there for GPUs."""
 
+FACES = Path(str(files("ufr_edge.demo"))) / "faces"
 DOCS = Path(__file__).parents[1] / "docs" / "engines.md"
 LARGE = "edge-l"
 PRESET, SEED = "classic", 0
