@@ -133,6 +133,25 @@ def rollback(
     return current_version(folder)
 
 
+def refuse_version(
+    folder: Path, number: int, *, instead: int, reason: str, timeout_s: float = 30.0
+) -> None:
+    """Mark version `number` with the reason it is no good; where it is current, `instead` becomes current again.
+
+    Where another version became current meanwhile, it stays. Unlike `rollback` the version gone back to is not read
+    again: it runs. Raises InputFileError when one of the two is not installed, OutputError.
+    """
+    with _locked(folder, timeout_s):
+        known = {version.number: version for version in history(folder)}
+        missing = {number, instead} - known.keys()
+        if missing:
+            msg = f"{folder} has no version {min(missing)}; it has: {', '.join(map(str, known)) or 'none'}."
+            raise InputFileError(msg)
+        if _current_number(folder) in (number, None):
+            link_version(folder, instead)
+        _mark(folder, known[number], reason)
+
+
 def _current_number(folder: Path) -> int | None:
     """Return what is current, None also when the link is damaged: installing and rolling back mend it."""
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from ufr_edge.errors import UfrEdgeError
 from ufr_edge.runtime.faces.track import TrackedFace
@@ -44,13 +45,32 @@ class Engines:
         return self.full if step is Step.FULL or self.smaller is None else self.smaller
 
 
+class ChoosesEngine(Protocol):
+    """What a stream asks of its engines: `Engines`, or a slot whose engines change while it runs (see `swap`)."""
+
+    @property
+    def full(self) -> Restores:
+        """The engine that was asked for."""
+
+    @property
+    def smaller(self) -> Restores | None:
+        """A faster one, if any."""
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """The steps of the ladder that can be taken."""
+
+    def at(self, step: Step) -> Restores:
+        """The engine for the next frame; asked once a frame."""
+
+
 class FaceStages:
     """The three stages over a `FacePipeline`; each method belongs to one thread."""
 
     def __init__(
         self,
         pipeline: FacePipeline,
-        engines: Engines,
+        engines: ChoosesEngine,
         *,
         board: StatsBoard,
         events: EventLog,
