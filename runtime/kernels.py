@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 
@@ -79,9 +80,9 @@ def profile_kernels(
     device: str = "auto",
     precision: str | None = None,
     threads: int | None = None,
-    runs: int = 5,
+    runs: int = 7,
 ) -> KernelProfile | None:
-    """Open an engine file once more with its backend's profiler on, run it, and say what its layers were.
+    """Open an engine file once more with its backend's profiler on, run it, and say what its layers were (medians).
 
     None for TensorRT, whose engines are built without the layer names that would tell. Raises as open_session, and
     InferenceError when the backend names no layer.
@@ -123,10 +124,18 @@ def _measure(
 ) -> tuple[LayerTime, ...]:
     faces = np.random.default_rng(0).integers(0, 256, (batch, side, side, 3), dtype=np.uint8)
     feeds = {session.inputs[0].name: faces}
-    # The first run also sets up: OpenVINO reports the last one, ONNX Runtime the median.
-    for _ in range(max(runs, 2)):
+    if isinstance(session, OnnxRuntimeSession):  # gives the median over all runs, once
+        for _ in range(runs):
+            session.run(feeds)
+        return session.layer_times()
+    measured = []
+    for _ in range(runs):
         session.run(feeds)
-    return session.layer_times()
+        measured.append({layer.name: layer for layer in session.layer_times()})
+    return tuple(
+        replace(layer, ms=median(run[name].ms for run in measured if name in run))
+        for name, layer in measured[-1].items()
+    )
 
 
 def _precision(layer: LayerTime) -> str:
