@@ -1,4 +1,7 @@
-"""A headless Chromium driven over its DevTools protocol, for the tests of the live page."""
+"""A headless Chromium driven over its DevTools protocol, for the tests of the live page.
+
+`python tests/browser.py URL live.jpg` photographs a page that is open.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -160,3 +165,22 @@ async def _port(file: Path, process: asyncio.subprocess.Process) -> int:
         assert time.monotonic() < until, "the browser tells no port"
         await asyncio.sleep(0.1)
     return int(file.read_text().splitlines()[0])
+
+
+async def photograph(url: str, path: Path, *, after: float = 40.0) -> None:
+    """A picture of the live page at `url`, after so many seconds."""
+    program = find_browser()
+    assert program is not None, "no Chromium here"
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        async with open_tab(program, Path(folder)) as tab:
+            await tab.resize(1360, 850)
+            await tab.prefer("dark")
+            await tab.goto(url)
+            await tab.until("page.drawn > 3")
+            await asyncio.sleep(after)
+            await tab.screenshot(path)
+            assert tab.problems == [], tab.problems
+
+
+if __name__ == "__main__":
+    asyncio.run(photograph(sys.argv[1], Path(sys.argv[2])))

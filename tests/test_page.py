@@ -159,6 +159,20 @@ def test_ipv6_and_names(host: str) -> None:
         assert get(sink, "/")[0] == 200
 
 
+def test_a_name_with_two_numbers_of_which_one_is_not_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = [
+        (socket.AF_INET6, 1, 6, "", ("2001:db8::7", 0, 0, 0)),
+        (socket.AF_INET, 1, 6, "", ("127.0.0.1", 0)),
+    ]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: both)
+    (only,) = listen(page_address(parse_uri("http://localhost:0")))
+    with only:
+        assert only.family is socket.AF_INET
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: both[:1])
+    with pytest.raises(OutputError, match="cannot listen"):
+        listen(page_address(parse_uri("http://localhost:0")))
+
+
 def _has_ipv6() -> bool:
     try:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()

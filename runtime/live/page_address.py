@@ -15,6 +15,7 @@ from ufr_edge.runtime.video.uri import Uri
 TOKEN_LENGTH = 16
 """Characters that a token must have at least."""
 
+_NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 _REASONS = {
     errno.EADDRINUSE: "another program listens on it",
     errno.EADDRNOTAVAIL: "this machine does not have that address",
@@ -118,9 +119,15 @@ def listen(address: PageAddress) -> list[socket.socket]:
     try:
         kind = socket.SOCK_STREAM
         found = socket.getaddrinfo(address.host, address.port, type=kind, flags=socket.AI_PASSIVE)
-        for family, *_, where in found:
+        for number, (family, *_, where) in enumerate(found):
             port = made[0].getsockname()[1] if made else address.port  # 0 is chosen once
-            made.append(_listen(str(where[0]), port, family))
+            try:
+                made.append(_listen(str(where[0]), port, family))
+            except OSError as exc:
+                # `localhost` is also ::1 where IPv6 is switched off: one that works will do.
+                last = number == len(found) - 1
+                if exc.errno not in _NOT_HERE or (last and not made):
+                    raise
         return made
     except OSError as exc:
         for one in made:

@@ -26,17 +26,24 @@ def settings_option(function: F) -> F:
 
 
 def _read(ctx: click.Context, option: click.Parameter, path: Path | None) -> None:
-    if path is None:
-        return
-    names = {_name(param): param for param in ctx.command.params if param.name not in ("config", "help")}
-    known = dataclasses.make_dataclass("Settings", [(name, Any, None) for name in names])
+    if path is not None:
+        ctx.default_map = read_settings(ctx, path)
+
+
+def read_settings(ctx: click.Context, path: Path) -> dict[str, Any]:
+    """The settings of a file for the command of `ctx`, by the names of its parameters.
+
+    Raises InputFileError (no such file, not parsable), ConfigError (unknown setting, unfit value).
+    """
+    params = {_name(param): param for param in ctx.command.params if param.name not in ("config", "help")}
+    known = dataclasses.make_dataclass("Settings", [(name, Any, None) for name in params])
     given = {name: value for name, value in vars(load_config(known, path)).items() if value is not None}
     for name, value in given.items():
         if isinstance(value, (list, dict)):
             msg = f"{path}: {name}: expected one value."
             raise ConfigError(msg)
-        _check(ctx, names[name], value, where=f"{path}: {name}")
-    ctx.default_map = {str(names[name].name): value for name, value in given.items()}
+        _check(ctx, params[name], value, where=f"{path}: {name}")
+    return {str(params[name].name): value for name, value in given.items()}
 
 
 def _check(ctx: click.Context, param: click.Parameter, value: Any, *, where: str) -> None:
