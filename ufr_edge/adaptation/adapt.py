@@ -1,40 +1,50 @@
-"""The whole adaptation: targets, fine-tuning, an evaluation and a report (paper.md section 2)."""
+"""The whole adaptation: faces made ready, targets, fine-tuning, an evaluation and a report (paper.md section 2)."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ufr_edge.adaptation.adapt_report import Pictures, write_adapt_report
+from ufr_edge.adaptation.dial import dial
 from ufr_edge.adaptation.evaluate import measure
 from ufr_edge.adaptation.faces import FaceSet, load_faces
 from ufr_edge.adaptation.finetune import FinetuneConfig, finetune, load_pairs
-from ufr_edge.adaptation.pictures import strip
-from ufr_edge.adaptation.report import Section, curve_uri, figures_table, picture_uri, write_report
-from ufr_edge.adaptation.restorer_task import restore_batch
-from ufr_edge.adaptation.targets import TargetsConfig, make_targets
-from ufr_edge.adaptation.training import pick_device, read_log
+from ufr_edge.adaptation.forecast import forecast
+from ufr_edge.adaptation.intake import take_in
+from ufr_edge.adaptation.qa import worst
+from ufr_edge.adaptation.restorer_task import HeldOut, restore_batch
+from ufr_edge.adaptation.targets import TargetsConfig, TargetsReport, make_targets, open_detector, read_index
+from ufr_edge.adaptation.training import CHECKPOINT, pick_device
+from ufr_edge.adaptation.workers import Workers
 from ufr_edge.errors import ConfigError
 from ufr_edge.files import write_json
 from ufr_edge.priors.features import load_features
-from ufr_edge.restorers.files import WEIGHTS_NAME
-from ufr_edge.restorers.loading import load_any_restorer
-from ufr_edge.runtime.images import write_image
+from ufr_edge.restorers.loading import WEIGHTS_NAME, load_any_restorer
 
 Images = NDArray[np.uint8]
-LOGGED = ("l1", "prior_features", "adversarial", "discriminator", "psnr")
+Tell = Callable[[str], None]
+LOGGED = ("l1", "prior_features", "lpips", "adversarial", "discriminator", "psnr")
+MEASURED = 64
+"""Training faces that figures are taken of where no others are given."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptConfig:
-    """Settings of the two stages. The restorer and the prior of `targets` are used in both."""
+    """Settings of the two stages. The restorer and the prior of `targets` are used in both.
+
+    `align`: pictures that are no aligned faces yet are aligned, or named and left out (see `intake`).
+    """
 
     targets: TargetsConfig = field(default_factory=TargetsConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    align: bool = True
     shown: int = 6
 
     def aligned(self) -> AdaptConfig:
@@ -45,6 +55,19 @@ class AdaptConfig:
         )
         return dataclasses.replace(self, finetune=settings)
 
+    def at_fidelity(self, fidelity: float) -> AdaptConfig:
+        """Return the config with the sampler and the loss weights of a position of the dial. Raises ConfigError."""
+        if self.targets.auto:
+            msg = "The dial sets the start that --sampler auto would choose: give one of the two."
+            raise ConfigError(msg)
+        settings = dial(fidelity)
+        targets = dataclasses.replace(self.targets, sampler=settings.sampler(self.targets.sampler))
+        training = self.finetune.training
+        training = dataclasses.replace(training, losses=settings.losses(training.losses))
+        return dataclasses.replace(
+            self, targets=targets, finetune=dataclasses.replace(self.finetune, training=training)
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptReport:
@@ -53,6 +76,7 @@ class AdaptReport:
     weights: Path
     report: Path
     figures: Mapping[str, Mapping[str, float]]
+    targets: TargetsReport
 
 
 def adapt(
@@ -64,46 +88,130 @@ def adapt(
     test_faces: Path | None = None,
     truth: Path | None = None,
     overwrite: bool = False,
+    tell: Tell | None = None,
     show: bool = True,
 ) -> AdaptReport:
     """Adapt a restorer to the low-quality faces of one camera.
 
-    Writes `out`/targets, `out`/weights.safetensors, `out`/report.html, `out`/figures.json. `real`: unrelated
-    clean faces for the adversarial term. `test_faces`: faces of the camera kept out of training, to measure
-    on (default: the training faces); `truth`: their clean versions, matched by stem, when they are known.
-    Goes on where an earlier call with the same settings stopped. Raises ConfigError for `truth` alone.
+    Writes `out`/targets, `out`/weights.safetensors, `out`/report.html, `out`/figures.json, and `out`/faces where
+    pictures had to be aligned or left out. `real`: unrelated clean faces for the adversarial term. `test_faces`: faces
+    of the camera kept out of training, to measure on (default: the training faces); `truth`: their clean versions,
+    matched by stem, when they are known. `tell` is told what was found and, before anything long starts, how long it
+    will take. Goes on where an earlier call with the same settings stopped; processes that `accelerate launch` started
+    share the work. Raises ConfigError for `truth` alone, InputFileError with fewer than 8 faces.
     """
     if truth and not test_faces:
         msg = "--truth gives the clean versions of --test: give --test FOLDER too."
         raise ConfigError(msg)
-    config = config.aligned()
+    config, tell = config.aligned(), tell or _silent
+    workers = Workers(config.targets.device)
+    tell = tell if workers.main else _silent
     side = load_any_restorer(config.targets.restorer).side
     held = load_pairs(test_faces, truth, side, minimum=1) if test_faces and truth else None
-    make_targets(faces, out / "targets", config.targets, overwrite=overwrite, show=show)
+    with workers.main_first():
+        folder = _ready(faces, out, config, side, tell, show=show and workers.main)
+    if tell is not _silent:
+        _tell_forecast(folder, out, config, real, side, tell, workers.count)
+    made = make_targets(folder, out / "targets", config.targets, real=real, overwrite=overwrite, show=show)
+    _tell_targets(made, tell)
     weights = finetune(
-        faces, out / "targets", out, config.finetune, real=real, held_out=held, overwrite=overwrite, show=show
+        folder, out / "targets", out, config.finetune, real=real, held_out=held, overwrite=overwrite, show=show
     )
+    figures: Mapping[str, Mapping[str, float]] = {}
+    if workers.main:
+        figures = _measure_and_report(folder, out, config, weights, made, held, test_faces)
+    workers.wait()
+    return AdaptReport(weights=weights, report=out / "report.html", figures=figures, targets=made)
+
+
+def _ready(faces: Path, out: Path, config: AdaptConfig, side: int, tell: Tell, *, show: bool) -> Path:
+    """The folder of aligned faces to go on with."""
+    if not config.align:
+        return faces
+    with ExitStack() as stack:
+        detector, notes = open_detector(stack)
+        taken = take_in(faces, out / "faces", side, detector=detector, show=show)
+    for line in (*notes, *taken.lines()):
+        tell(line)
+    return taken.folder
+
+
+def _tell_forecast(
+    folder: Path, out: Path, config: AdaptConfig, real: Path | None, side: int, tell: Tell, processes: int
+) -> None:
+    found = load_faces(folder, side)
+    wanted = len(set(found.names) - set(read_index(out / "targets")))
+    steps = 0 if (out / CHECKPOINT).exists() else config.finetune.training.steps
+    if wanted or steps:
+        alone = real if processes == 1 else None
+        tell(f"{len(found)} faces on {pick_device(config.targets.device)}; timing a few calls and steps ...")
+        expected = forecast(
+            folder,
+            found.images,
+            config.targets,
+            config.finetune,
+            wanted=wanted,
+            steps=steps if processes == 1 else 0,
+            real=alone,
+            processes=processes,
+        )
+        tell(expected.line())
+
+
+def _tell_targets(made: TargetsReport, tell: Tell) -> None:
+    for line in made.lines():
+        tell(line)
+
+
+def _measure_and_report(
+    folder: Path,
+    out: Path,
+    config: AdaptConfig,
+    weights: Path,
+    made: TargetsReport,
+    held: HeldOut | None,
+    test_faces: Path | None,
+) -> Mapping[str, Mapping[str, float]]:
     device = pick_device(config.targets.device)
-    base, adapted = (load_any_restorer(source).model.to(device) for source in (config.targets.restorer, weights))
-    lq = held.lq if held else load_faces(test_faces or faces, side, limit=64, minimum=1).images
-    restored = {"base": restore_batch(base, lq, device), "adapted": restore_batch(adapted, lq, device)}
-    features = load_features(config.targets.prior, device)
-    figures = measure(restored, lq, held.truth if held else None, features)
+    before, after = load_any_restorer(config.targets.restorer), load_any_restorer(weights)
+    models = {"base": before.model.to(device), "adapted": after.model.to(device)}
+    side = before.side
+    lq = held.lq if held else load_faces(test_faces or folder, side, limit=MEASURED, minimum=1).images
+    restored = {name: restore_batch(model, lq, device) for name, model in models.items()}
+    truth = held.truth if held else None
+    figures = measure(restored, lq, truth, load_features(config.targets.prior, device))
     write_json(out / "figures.json", figures)
-    training = load_faces(faces, side, limit=config.shown, minimum=1)
-    seen = {
-        "input": training.images,
-        "base": restore_batch(base, training.images, device),
-        "target": load_targets(out / "targets", training, side),
-        "adapted": restore_batch(adapted, training.images, device),
-    }
-    kept = {"input": lq[: config.shown], **{k: v[: config.shown] for k, v in restored.items()}}
-    if held:
-        kept["truth"] = held.truth[: config.shown]
-    write_image(out / "strip-training.jpg", strip(seen))
-    write_image(out / "strip-held-out.jpg", strip(kept))
-    _write_report(out, figures, seen, kept, known=held is not None, unseen=test_faces is not None)
-    return AdaptReport(weights=out / WEIGHTS_NAME, report=out / "report.html", figures=figures)
+    training = _fit(load_faces(folder, side, minimum=1), out / "targets", config.shown)
+    seen = {name: restore_batch(model, training.images, device) for name, model in models.items()}
+    targets = load_targets(out / "targets", training, side)
+    kept = {"input": lq, **restored, **({} if truth is None else {"truth": truth})}
+    pictures = Pictures(
+        training={"input": training.images, "base": seen["base"], "target": targets, "adapted": seen["adapted"]},
+        measured={name: stack[: config.shown] for name, stack in kept.items()},
+        worst=_worst(folder, out / "targets", config.shown, side),
+    )
+    write_adapt_report(
+        out, figures, pictures, made, logged=LOGGED, known=truth is not None, unseen=test_faces is not None
+    )
+    return figures
+
+
+def _fit(faces: FaceSet, targets: Path, count: int) -> FaceSet:
+    """The first faces that have a target which was not rejected; the first of all when none was kept."""
+    index = read_index(targets)
+    fit = [i for i, name in enumerate(faces.names) if index.get(name, {}).get("weight", 0) > 0]
+    return faces.subset((fit or list(range(len(faces))))[:count])
+
+
+def _worst(folder: Path, targets: Path, count: int, side: int) -> dict[str, Images]:
+    """The targets of least weight beside their inputs; nothing where all count fully."""
+    found = load_faces(folder, side, minimum=1)
+    entries = [entry for entry in read_index(targets).values() if entry["face"] in set(found.names)]
+    names = [entry["face"] for entry in worst(entries, count) if entry.get("weight", 1.0) < 1]
+    if not names:
+        return {}
+    faces = found.subset([found.names.index(name) for name in names])
+    return {"input": faces.images, "target": load_targets(targets, faces, side)}
 
 
 def load_targets(folder: Path, faces: FaceSet, side: int) -> Images:
@@ -113,23 +221,8 @@ def load_targets(folder: Path, faces: FaceSet, side: int) -> Images:
     return found.images[[by_stem[Path(name).stem] for name in faces.names]]
 
 
-def _write_report(
-    out: Path,
-    figures: Mapping[str, Mapping[str, float]],
-    seen: Mapping[str, Images],
-    kept: Mapping[str, Images],
-    *,
-    known: bool,
-    unseen: bool,
-) -> None:
-    head, rows = figures_table(figures)
-    measured = "Faces kept out of training" if unseen else "Faces measured on (the training faces: no --test)"
-    how = "against the known truth" if known else "without ground truth: there is none"
-    sections = [
-        Section(title="Figures", text=f"Measured on faces of this camera, {how}.", head=head, rows=rows),
-        Section(title=measured, picture=picture_uri(strip(kept))),
-        Section(title="Training faces and their pseudo targets", picture=picture_uri(strip(seen))),
-        Section(title="Training", picture=curve_uri(read_log(out), LOGGED)),
-    ]
-    lead = "A restorer adapted to one camera, from its unlabelled faces alone."
-    write_report(out / "report.html", title="Adaptation report", lead=lead, sections=sections)
+def _silent(_: str) -> None:
+    return None
+
+
+__all__ = ["LOGGED", "WEIGHTS_NAME", "AdaptConfig", "AdaptReport", "adapt", "load_targets"]

@@ -142,7 +142,7 @@ class Choice:
     def lines(self) -> list[str]:
         """The choice in words, with the numbers behind it."""
         table = ["  ".join(f"{cell:>12}" for cell in row) for row in (list(HEAD), *(r.row() for r in self.rungs))]
-        return [*table, self.reason]
+        return [*(table if self.rungs else ()), self.reason]
 
 
 def choose_sampler(

@@ -101,6 +101,13 @@ class TargetsReport:
     choice: Choice | None = None
     notes: tuple[str, ...] = ()
 
+    def lines(self) -> list[str]:
+        """The report in words."""
+        judged = ", ".join(f"{count} {verdict}" for verdict, count in self.verdicts.items())
+        chosen = [] if self.choice is None else self.choice.lines()
+        head = f"{self.total} targets in {self.folder} ({self.reused} were there before): {judged}"
+        return [*chosen, *self.notes, head]
+
 
 def sample_batch(
     prior: DiffusionPrior, restored: Images, config: SamplerConfig, seeds: Sequence[int], device: torch.device
@@ -304,7 +311,7 @@ def _choice(atelier: Atelier, faces: FaceSet, out: Path, real: Path | None, dete
     path = out / CHOICE
     if path.exists():
         saved = read_json(path)
-        return Choice(sampler=SamplerConfig(**saved["sampler"]), reason=str(saved["reason"]))
+        return Choice(sampler=SamplerConfig(**saved["sampler"]), reason=f"{saved['reason']} (chosen before)")
     config = atelier.config
     at = np.linspace(0, len(faces) - 1, min(config.choose.probe, len(faces))).round().astype(np.intp)
     probe = faces.subset(np.unique(at))

@@ -1,0 +1,204 @@
+"""Faces as users have them, made ready to adapt to: duplicates dropped, photographs aligned, the rest named."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ufr_edge.adaptation.faces import MINIMUM_FACES, list_images
+from ufr_edge.errors import InputFileError
+from ufr_edge.files import atomic_folder, disk_errors, read_json, write_json
+from ufr_edge.progress import progress_bar
+from ufr_edge.runtime.faces.align import estimate_alignment, template, warp_face
+from ufr_edge.runtime.faces.detect import Detects, Face
+from ufr_edge.runtime.faces.warp import scale_of
+from ufr_edge.runtime.images import read_image, write_image
+
+Image = NDArray[np.uint8]
+RECORD = "faces.json"
+FEW = 50
+"""Below this many faces a word of warning is due."""
+_ALIGNED = 0.1  # mean distance of the points from their places, as a share of the side, of what counts as aligned
+_SURE = 0.6
+_SMALLEST = 48.0  # side in the photograph's pixels of what an aligned face shows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Intake:
+    """`folder`: aligned faces to go on with, the given folder itself when all of it was fit.
+
+    `aligned`: files that were cut out of photographs. `unseen`: aligned by their shape, but no face was found in them.
+    `dropped`: (file, reason).
+    """
+
+    folder: Path
+    count: int
+    aligned: tuple[str, ...] = ()
+    unseen: tuple[str, ...] = ()
+    dropped: tuple[tuple[str, str], ...] = ()
+
+    def lines(self) -> list[str]:
+        """What was done, in words; empty when nothing was."""
+        said = []
+        if self.dropped:
+            said.append(f"left out {len(self.dropped)}: " + _listed(f"{name} ({why})" for name, why in self.dropped))
+        if self.aligned:
+            said.append(f"aligned {len(self.aligned)} faces of photographs: {_listed(self.aligned)}")
+        if self.unseen:
+            said.append(f"no face is found in {len(self.unseen)}, taken as they are: {_listed(self.unseen)}")
+        if self.count < FEW:
+            said.append(
+                f"{self.count} faces are few (200 or more are better): look at the report, and try --camera-pairs 0.5"
+            )
+        return said
+
+
+def take_in(faces: Path, out: Path, side: int, *, detector: Detects | None, show: bool = False) -> Intake:
+    """Make a folder of pictures ready; writes aligned faces of `side` px to `out` only where there is a need to.
+
+    A square picture whose face lies where an aligned one does is taken as it is, also when no face is found in it (it
+    may be too bad for the detector). Of any other picture each sure face is aligned. A second copy of a picture, a file
+    that is no picture, and a photograph without a face are left out and named. Without a `detector` nothing is aligned.
+    Raises InputFileError when fewer than 8 faces are left.
+    """
+    paths = list_images(faces)
+    made_from = _listing(paths, side)
+    if (out / RECORD).exists() and read_json(out / RECORD).get("made_from") == made_from:
+        return _read(out, read_json(out / RECORD), faces)
+    found = _Sorted()
+    with progress_bar("looking at faces", len(paths), show=show) as advance:
+        for path in paths:
+            found.add(path, side, detector)
+            advance()
+    count = len(found.whole) + sum(len(faces_) for _, faces_ in found.photos)
+    if count < MINIMUM_FACES:
+        _refuse(faces, count, len(paths), found.dropped)
+    changed = bool(found.photos or found.dropped)
+    record = {
+        "made_from": made_from,
+        "changed": changed,
+        "count": count,
+        "aligned": [name for path, faces_ in found.photos for name in _names(path, len(faces_))],
+        "unseen": found.unseen,
+        "dropped": [list(item) for item in found.dropped],
+    }
+    with atomic_folder(out, overwrite=True) as folder:
+        _write(folder, found if changed else _Sorted(), side)
+        write_json(folder / RECORD, record)
+    return _read(out, record, faces)
+
+
+class _Sorted:
+    """Pictures by what is to be done with them."""
+
+    def __init__(self) -> None:
+        self.whole: list[Path] = []
+        self.photos: list[tuple[Path, list[Face]]] = []
+        self.unseen: list[str] = []
+        self.dropped: list[tuple[str, str]] = []
+        self._seen: dict[str, str] = {}
+
+    def add(self, path: Path, side: int, detector: Detects | None) -> None:
+        try:
+            image = read_image(path)
+        except InputFileError:
+            self.dropped.append((path.name, "no picture that can be read"))
+            return
+        key = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
+        first = self._seen.setdefault(key, path.name)
+        if first != path.name:
+            self.dropped.append((path.name, f"the same picture as {first}"))
+        elif detector is None:
+            self._by_shape(path, image)
+        else:
+            self._by_faces(path, image, side, detector.detect(image))
+
+    def _by_shape(self, path: Path, image: Image) -> None:
+        if _is_crop(image):
+            self.whole.append(path)
+        else:
+            size = f"{image.shape[1]}x{image.shape[0]}"
+            self.dropped.append((path.name, f"not square ({size}), and there is no face detector to align it with"))
+
+    def _by_faces(self, path: Path, image: Image, side: int, found: list[Face]) -> None:
+        if _is_crop(image) and (not found or any(_in_place(face, image.shape[0]) for face in found)):
+            self.whole.append(path)
+            if not found:
+                self.unseen.append(path.name)
+            return
+        sure = [face for face in found if face.score >= _SURE and _pixels(face, side) >= _SMALLEST]
+        if sure:
+            self.photos.append((path, sure))
+        else:
+            why = "its faces are too small or unsure" if found else "no face is found in it"
+            self.dropped.append((path.name, why))
+
+
+def _is_crop(image: Image) -> bool:
+    height, width = image.shape[:2]
+    return int(height) == int(width) and int(height) >= 64
+
+
+def _in_place(face: Face, side: int) -> bool:
+    apart = np.linalg.norm(face.landmarks - template(side), axis=1).mean()
+    return float(apart) <= _ALIGNED * side
+
+
+def _pixels(face: Face, side: int) -> float:
+    return side / scale_of(estimate_alignment(face.landmarks, side))
+
+
+def _names(path: Path, count: int) -> list[str]:
+    return [f"{path.stem}.png"] if count == 1 else [f"{path.stem}-{i + 1}.png" for i in range(count)]
+
+
+def _write(folder: Path, found: _Sorted, side: int) -> None:
+    taken = {path.stem for path in found.whole}
+    for path in found.whole:
+        with disk_errors(folder):
+            shutil.copyfile(path, folder / path.name)
+    for path, faces in found.photos:
+        image = read_image(path)
+        for name, face in zip(_names(path, len(faces)), faces, strict=True):
+            if Path(name).stem in taken:
+                msg = f"{path} and another picture would both give {name}. Rename one of them."
+                raise InputFileError(msg)
+            taken.add(Path(name).stem)
+            write_image(folder / name, warp_face(image, estimate_alignment(face.landmarks, side), side))
+
+
+def _read(out: Path, record: dict[str, Any], faces: Path) -> Intake:
+    return Intake(
+        folder=out if record["changed"] else faces,
+        count=int(record["count"]),
+        aligned=tuple(record["aligned"]),
+        unseen=tuple(record["unseen"]),
+        dropped=tuple((str(name), str(why)) for name, why in record["dropped"]),
+    )
+
+
+def _listing(paths: list[Path], side: int) -> str:
+    """Digest of names, sizes and times: what the folder held when it was looked at."""
+    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    return hashlib.sha256(repr((side, stats)).encode()).hexdigest()
+
+
+def _refuse(faces: Path, count: int, files: int, dropped: list[tuple[str, str]]) -> None:
+    why = " Left out: " + _listed(f"{name} ({reason})" for name, reason in dropped) + "." if dropped else ""
+    msg = (
+        f"{faces} gives {count} faces of {files} files; at least {MINIMUM_FACES} are needed to adapt, and 200 or more "
+        f"are better.{why} Collect more: ufr-edge collect SOURCE -o {faces}"
+    )
+    raise InputFileError(msg)
+
+
+def _listed(items: Iterator[str] | tuple[str, ...], most: int = 5) -> str:
+    names = list(items)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
