@@ -19,7 +19,7 @@ from ufr_edge.runtime.frame import Frame
 from ufr_edge.runtime.live.events import EventLog
 from ufr_edge.runtime.live.sinks import LiveFrame, Sink, SinkContext
 from ufr_edge.runtime.live.sources import LiveSource
-from ufr_edge.runtime.live.stages import Engines
+from ufr_edge.runtime.live.stages import ChoosesEngine, Engines
 from ufr_edge.runtime.live.stats import Labels, StatsBoard
 from ufr_edge.runtime.live.stream import LiveStream, StreamConfig
 from ufr_edge.runtime.pipeline import FacePipeline, PipelineConfig, Restores
@@ -139,6 +139,7 @@ def rig(
     *,
     engine: Restores | None = None,
     smaller: Restores | None = None,
+    engines: ChoosesEngine | None = None,
     detector: Detects | None = None,
     sink: KeepingSink | None = None,
     others: tuple[Sink, ...] = (),
@@ -147,7 +148,7 @@ def rig(
 ) -> Rig:
     """Put a stream together. The stop event is the fake source's own."""
     stop = stop or getattr(source, "stop", None) or threading.Event()
-    engines = Engines(full=engine or StubEngine(), smaller=smaller)
+    engines = engines or Engines(full=engine or StubEngine(), smaller=smaller)
     board, events, kept = StatsBoard(Labels(source="fake", sink="keeping")), EventLog(), sink or KeepingSink()
     plain = PipelineConfig(stabilise=None, track=TrackConfig(detect_every=1))
     pipeline = FacePipeline(engines.full, detector or StubDetector([1]), plain, clock=board.clock)

@@ -57,6 +57,7 @@ class SwapWatcher:
         self._refused: set[int] = set()
         self._complaint = ""
         self._old_ms: float | None = None
+        self._tick = min(_TICK_S, config.poll_s)
         self.swaps = 0
         self.rollbacks = 0
 
@@ -126,7 +127,7 @@ class SwapWatcher:
         trial = Trial(config, started=self._now(), seconds=config.shadow_s, faces=config.shadow_faces)
         old_ms = Trial(config, started=0.0, seconds=0.0, faces=0)
         self._slot.drain()
-        while not self._stop.wait(_TICK_S):
+        while not self._stop.wait(self._tick):
             for look in self._slot.drain()[0]:
                 old_ms.timed(look.ms)
                 self._try_face(loaded, look, trial)
@@ -155,7 +156,7 @@ class SwapWatcher:
     def _take_over(self, loaded: Loaded) -> bool:
         before = self._slot.loaded.number
         self._slot.propose(loaded)
-        while not self._slot.wait_taken(_TICK_S):
+        while not self._slot.wait_taken(self._tick):
             if self._stop.is_set() and self._slot.withdraw():
                 return False
         self._events.add("swap", f"version {loaded.number} takes over from version {before}")
@@ -165,7 +166,7 @@ class SwapWatcher:
         """Watch the version that took over, until the one before is closed, or takes over again."""
         config = self._config
         trial = Trial(config, started=self._now(), seconds=config.probation_s, faces=0)
-        while not self._stop.wait(_TICK_S):
+        while not self._stop.wait(self._tick):
             self._look_at(trial)
             verdict = trial.verdict(self._now(), limit_ms=self._limit(self._old_ms))
             back = self._slot.back
