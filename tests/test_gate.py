@@ -305,6 +305,7 @@ def test_the_command_exits_with_3(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("ufr_edge.calibration.frames.count_faces", lambda images: (12, 12))
     restorer = tiny_restorer(tmp_path, hostile_model(HOSTILE))
     monkeypatch.setattr("ufr_edge.restorers.loading.load_any_restorer", lambda source: restorer)
+    monkeypatch.setattr("ufr_edge.restorers.loading.restorer_licence", lambda source, accept: None)
     out = tmp_path / "a.ufr"
     order = ["export", "x", "-o", str(out), "--precision", "int8", "--calibration", str(faces)]
     failed = CliRunner().invoke(main, [*order, "--max-drop", "0.0000001"])

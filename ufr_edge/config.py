@@ -47,14 +47,17 @@ def from_json(cls: type[T], data: Mapping[str, Any]) -> T:
     return _build(cls, {key: value for key, value in data.items() if key != "version"}, "")
 
 
-def load_config(cls: type[T], path: Path) -> T:
-    """Read `cls` from a .toml or .json file. Raises InputFileError (no such file, not parsable) or ConfigError."""
+def load_config(cls: type[T], path: Path, base: T | None = None) -> T:
+    """Read `cls` from a .toml or .json file; missing keys keep the values of `base`, or the defaults.
+
+    Raises InputFileError (no such file, not parsable) or ConfigError.
+    """
     if path.suffix not in (".toml", ".json"):
         msg = f"{path}: a config file ends in .toml or .json."
         raise ConfigError(msg)
     data = read_json(path) if path.suffix == ".json" else _read_toml(path)
     try:
-        return from_json(cls, data)
+        return from_json(cls, data if base is None or not isinstance(data, Mapping) else _overlay(base, data))
     except ConfigError as exc:
         msg = f"{path}: {exc}"
         raise ConfigError(msg) from exc
@@ -81,6 +84,16 @@ def _plain(value: Any, where: str) -> Any:
         return value
     msg = f"{where}: a {type(value).__name__} cannot be written to a config file."
     raise ConfigError(msg)
+
+
+def _overlay(base: Any, data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return plain values: those of `data`, and of `base` where it has none."""
+    merged: dict[str, Any] = _plain(base, type(base).__name__)
+    for key, value in data.items():
+        old = getattr(base, key, None)
+        nested = dataclasses.is_dataclass(old) and isinstance(value, Mapping)
+        merged[key] = _overlay(old, value) if nested else value
+    return merged
 
 
 def _version(cls: type[Any]) -> int:

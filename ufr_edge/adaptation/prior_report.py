@@ -38,7 +38,7 @@ from ufr_edge.priors.features import PriorFeatures
 from ufr_edge.priors.files import load_prior, prior_digest
 from ufr_edge.priors.sampler import LIGHT_TOUCH, PAPER_CODEFORMER, SamplerConfig
 from ufr_edge.progress import progress_bar
-from ufr_edge.restorers.files import find_weights, load_restorer
+from ufr_edge.restorers.loading import find_restorer, load_any_restorer
 from ufr_edge.runtime.faces.detect import FaceDetector
 from ufr_edge.runtime.images import read_image, write_image
 
@@ -196,7 +196,7 @@ class _Work:
         """What the part or stack NAME depends on, beside the code."""
         settings = {**self.made_by, **{key: getattr(self.config, key) for key in _DEPENDS.get(name, _CHAIN)}}
         if name.startswith("targets"):
-            settings["restorer"] = sha256_file(find_weights(self.config.restorer or ""))
+            settings["restorer"] = sha256_file(find_restorer(self.config.restorer or ""))
             settings["degrade"] = self.config.degrade
         return settings
 
@@ -264,7 +264,7 @@ class _Work:
         """A restorer's output through the sampler, as adaptation does it."""
         truth, preset, seed = self.faces.images, self.config.degrade or "", self.config.seed
         lq = np.stack([degrade(face, preset, seed=seed + n) for face, n in zip(truth, self.numbers, strict=True)])
-        model = place(load_restorer(self.config.restorer or "").model, self.device)
+        model = place(load_any_restorer(self.config.restorer or "").model, self.device)
         restored = restore_batch(model, lq, self.device, batch=self.config.batch)
         drawn = {
             name: self.resample(f"targets-{name}", restored, sampler) for name, sampler in self.samplers.items()

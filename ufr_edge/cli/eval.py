@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ufr_edge.cli.options import FOLDER, echo_skipped, stack
+from ufr_edge.cli.options import FOLDER, echo_skipped, licence_option, stack, tell_licences
 from ufr_edge.cli.tables import print_table
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ _what = stack(
         help="Face i is degraded with seed + i.",
     ),
     click.option(
-        "--restorer", "restorers", multiple=True, help="Name, run folder or .safetensors; repeatable."
+        "--restorer", "restorers", multiple=True, help="Name, run folder or checkpoint; repeatable."
     ),
     click.option("--prior", help="Prior for the distances on its own features, such as prior-256."),
     click.option("--side", type=int, help="Side of the faces. [default: the restorer's own, or 256]"),
@@ -85,8 +85,11 @@ _out = stack(
 @click.command("eval")
 @_what
 @_how
+@licence_option
 @_out
-def command(by_source: bool, as_json: bool, overwrite: bool, no_progress: bool, **given: Any) -> None:
+def command(
+    by_source: bool, as_json: bool, overwrite: bool, no_progress: bool, accept_licence: bool, **given: Any
+) -> None:
     """Measure restorers side by side: faces of -i, or clean faces degraded on the fly.
 
     LPIPS and FID are measured when their published weights are here; the report says so when not. Distances on the
@@ -97,6 +100,7 @@ def command(by_source: bool, as_json: bool, overwrite: bool, no_progress: bool, 
 
     outputs = EvalOutputs(**{name: given.pop(name) for name in ("report", "per_image", "sheet")})
     quality = QualitySettings(**{name: given.pop(name) for name in ("border", "colour", "match_mean_std")})
+    tell_licences(given["restorers"], accept=accept_licence)
     report = evaluate(
         EvalConfig(quality=quality, **given), outputs, overwrite=overwrite, show=not (no_progress or as_json)
     )

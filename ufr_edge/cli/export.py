@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
+from ufr_edge.cli.options import licence_option, tell_licences
 from ufr_edge.cli.tables import parity_cells, print_table
 from ufr_edge.errors import InputFileError
 from ufr_edge.progress import progress_bar
@@ -103,6 +104,7 @@ def _read_drop(_: click.Context, __: click.Parameter, value: str) -> float | Non
 @click.option(
     "--side", type=int, help="Face side in pixels, a multiple of 32.  [default: the restorer's own]"
 )
+@licence_option
 @click.option("--overwrite", is_flag=True, help="Replace the bundle if it is there.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest and the notes as JSON.")
 @click.option("--no-progress", is_flag=True, help="Show no progress bar.")
@@ -121,13 +123,14 @@ def command(
     seed: int,
     no_stored_faces: bool,
     side: int | None,
+    accept_licence: bool,
     overwrite: bool,
     as_json: bool,
     no_progress: bool,
 ) -> None:
     """Turn a trained restorer into a bundle of device engines.
 
-    RUN_OR_NAME is a shipped restorer, a run folder or a .safetensors file. Every engine file is run once it is
+    RUN_OR_NAME is a shipped or known restorer, a run folder or a checkpoint (.safetensors, .pth). Every engine file is run once it is
     written and compared with torch; the figures go into the manifest. An int8 engine that loses more than
     --max-drop gets its worst layers back in higher precision; where that does not do, nothing is written (exit 3).
     """
@@ -142,6 +145,7 @@ def command(
 
     if Path(source).suffix == ".onnx":
         _refuse_onnx(Path(source))
+    tell_licences([source], accept=accept_licence)
     restorer = load_any_restorer(source)
     options = ExportOptions(
         gate=None if max_drop is None else GateConfig(max_drop_db=max_drop, time_s=gate_time),

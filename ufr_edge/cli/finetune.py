@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ufr_edge.cli.options import (
     FOLDER,
     common_options,
+    licence_option,
     loss_options,
     override,
+    preset_option,
     read_config,
+    tell_licences,
     training_options,
     training_values,
 )
+
+if TYPE_CHECKING:
+    from ufr_edge.adaptation.finetune import FinetuneConfig
 
 
 @click.command("finetune")
@@ -23,10 +29,12 @@ from ufr_edge.cli.options import (
 @click.option("-t", "--targets", required=True, type=FOLDER, help="Their targets, matched by name.")
 @click.option("-o", "--output", "out", required=True, type=FOLDER, help="Run folder: weights, config, log.")
 @click.option("--real", type=FOLDER, help="Unrelated clean faces, for the adversarial term.")
-@click.option("--restorer", help="What training starts from. [default: edge-m-256]")
+@click.option("--restorer", help="What training starts from: a name, run folder or checkpoint. [default: edge-m-256]")
 @click.option("--prior", help="Prior whose features the perceptual term uses. [default: prior-256]")
+@preset_option
 @loss_options
 @training_options
+@licence_option
 @click.option("--overwrite", is_flag=True, help="Start afresh where the folder holds training on other things.")
 @common_options
 def command(
@@ -37,25 +45,58 @@ def command(
     overwrite: bool,
     no_progress: bool,
     config_file: Path | None,
+    accept_licence: bool,
     **given: Any,
 ) -> None:
-    """Fine-tune on (face, target) pairs; goes on from the run's checkpoint when there is one."""
+    """Fine-tune on (face, target) pairs; goes on from the run's checkpoint when there is one.
+
+    On several GPUs: accelerate launch -m ufr_edge finetune ... (the batch is that of all of them together).
+    """
     from ufr_edge.adaptation.finetune import FinetuneConfig, finetune
+    from ufr_edge.adaptation.presets import get_preset
+    from ufr_edge.adaptation.workers import is_main_process
 
-    config = override(read_config(FinetuneConfig, config_file), finetune_values(given, real))
+    config = read_config(FinetuneConfig, config_file, get_preset(given["preset"]).finetune)
+    config = finetune_config(config, given, real, stated=bool(config_file or given["preset"]))
+    tell_licences([config.restorer], accept=accept_licence)
     path = finetune(faces, targets, out, config, real=real, overwrite=overwrite, show=not no_progress)
-    click.echo(f"weights: {path}")
+    if is_main_process():
+        click.echo(f"weights: {path}")
 
 
-def finetune_values(given: dict[str, Any], real: Path | None) -> dict[str, Any]:
-    """Map this command's options to fields of `FinetuneConfig`."""
-    adversarial = given["w_adversarial"]
+def finetune_config(
+    config: FinetuneConfig, given: dict[str, Any], real: Path | None, *, stated: bool
+) -> FinetuneConfig:
+    """Return the config with this command's options.
+
+    The adversarial weight of the built-in defaults (`stated` false) is set to 0 where there are no real faces, which
+    is said; one that a preset, a file or an option set is not touched, and is an error then.
+    """
+    from ufr_edge.adaptation.terms import check_terms, choose_perceptual
+
+    if given["perceptual"]:
+        losses = choose_perceptual(config.training.losses, given["perceptual"])
+        config = override(config, {"training.losses": losses})
+    if real is None and not stated and given["w_adversarial"] is None and config.training.losses.adversarial > 0:
+        click.echo("no --real: trained without the adversarial term", err=True)
+        config = override(config, {"training.losses.adversarial": 0.0})
+    config = override(config, _finetune_values(given))
+    check_terms(config, real)
+    return config
+
+
+def _finetune_values(given: dict[str, Any]) -> dict[str, Any]:
+    """Map the options to fields of `FinetuneConfig`."""
     return {
         **training_values(given),
-        "restorer": given.get("restorer"),
-        "prior": given.get("prior"),
+        "restorer": given["restorer"],
+        "prior": given["prior"],
+        "features_prior": given["features_prior"],
+        "lpips_backbone": given["lpips_backbone"],
+        "download": given["download"],
         "replay": given["replay"],
         "training.losses.l1": given["w_l1"],
         "training.losses.prior_features": given["w_features"],
-        "training.losses.adversarial": 0.0 if adversarial is None and real is None else adversarial,
+        "training.losses.lpips": given["w_lpips"],
+        "training.losses.adversarial": given["w_adversarial"],
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,10 +38,15 @@ def common_options(function: F) -> F:
 
 
 def training_options(function: F) -> F:
-    """`--steps`, `--batch`, `--lr`, `--lr-end`, `--minutes`, `--train-precision`."""
+    """`--steps`, `--batch`, `--accumulate`, `--lr`, `--lr-end`, `--minutes`, `--train-precision`."""
     return stack(
         click.option("--steps", type=click.IntRange(1), help="Optimiser steps in all."),
         click.option("--batch", type=click.IntRange(1), help="Faces per step."),
+        click.option(
+            "--accumulate",
+            type=click.IntRange(1),
+            help="Compute each batch in so many parts, to fit into memory. [default: 1]",
+        ),
         click.option("--lr", type=click.FloatRange(0, min_open=True), help="Learning rate at the start; cosine down to --lr-end."),
         click.option("--lr-end", type=click.FloatRange(0), help="Learning rate at the end."),
         click.option(
@@ -49,23 +54,37 @@ def training_options(function: F) -> F:
             type=click.FloatRange(0, min_open=True),
             help="Stop after so many minutes; the same command goes on later.",
         ),
-        click.option("--train-precision", type=click.Choice(["auto", "fp32", "bf16"]), help="Precision of training."),
+        click.option(
+            "--train-precision",
+            type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+            help="Precision of training; fp16 for restorers only.",
+        ),
     )(function)
 
 
 def loss_options(function: F) -> F:
-    """`--w-l1`, `--w-features`, `--w-adversarial`, `--replay`: the terms of fine-tuning."""
+    """`--w-l1`, `--perceptual`, `--w-features`, `--w-lpips`, `--w-adversarial`, `--replay`: the terms of fine-tuning."""
     return stack(
         click.option("--w-l1", type=click.FloatRange(0), help="Weight of L1. [default: 1.0]"),
+        click.option(
+            "--perceptual",
+            type=click.Choice(["lpips", "prior-features", "none"]),
+            help="The only perceptual term, at the weight of the one in force. "
+            "[default: prior-features; lpips with --preset paper-swinir]",
+        ),
+        click.option("--w-lpips", type=click.FloatRange(0), help="Weight of LPIPS. [default: 0]"),
+        click.option("--lpips-backbone", type=FOLDER, help="Its ImageNet weights, if not in torch hub's cache."),
+        click.option("--download", is_flag=True, default=None, help="Fetch them where they are missing."),
         click.option(
             "--w-features",
             type=click.FloatRange(0),
             help="Weight of the prior-feature distance. [default: 0.1]",
         ),
+        click.option("--features-prior", help="Prior of those features. [default: --prior]"),
         click.option(
             "--w-adversarial",
             type=click.FloatRange(0),
-            help="Weight of the adversarial term. [default: 0.01; 0 without --real]",
+            help="Weight of the adversarial term; above 0 it needs --real. [default: 0.01; 0 without --real]",
         ),
         click.option(
             "--replay",
@@ -78,11 +97,6 @@ def loss_options(function: F) -> F:
 def sampler_options(function: F) -> F:
     """The sampler's settings, by the names of `SamplerConfig`."""
     return stack(
-        click.option(
-            "--preset",
-            type=click.Choice(["paper-swinir", "paper-codeformer", "light"]),
-            help="Start from a named sampler setting. [default: light]",
-        ),
         click.option("--start", type=int, help="Index of 250 whose noise level the chain starts from."),
         click.option("--hold-until", type=int, help="Low frequencies are held while the index is at least this."),
         click.option("-N", "--filter-n", type=int, help="The paper's N at 512 px; scaled to the side."),
@@ -93,10 +107,37 @@ def sampler_options(function: F) -> F:
     )(function)
 
 
+def preset_option(function: F) -> F:
+    """`--preset`: a published recipe, below the config file and the flags."""
+    return click.option(
+        "--preset",
+        type=click.Choice(["paper-swinir", "paper-codeformer", "light"]),
+        help="Start from a recipe: the published ones, with their restorer and prior; --config and flags win. "
+        "[default: light]",
+    )(function)
+
+
+def licence_option(function: F) -> F:
+    """`--accept-licence`, for commands that take a restorer by name or file; see `tell_licences`."""
+    return click.option(
+        "--accept-licence", is_flag=True, help="Accept the restorer's licence where it forbids commercial use, once."
+    )(function)
+
+
+def tell_licences(sources: Iterable[str | Path], *, accept: bool) -> None:
+    """Print the licence of each restorer that is not ours on standard error; see `restorer_licence` for what it raises."""
+    from ufr_edge.restorers.loading import restorer_licence
+
+    for source in dict.fromkeys(sources):
+        licence = restorer_licence(source, accept=accept)
+        if licence is not None:
+            click.echo(f"{source}: {licence}", err=True)
+
+
 def read_config(cls: type[T], config_file: Path | None, default: T | None = None) -> T:
-    """Return the config of a file, or the default one."""
+    """Return the config of a file, whose missing settings are those of `default`, or `default` itself."""
     if config_file is not None:
-        return load_config(cls, config_file)
+        return load_config(cls, config_file, default)
     return default if default is not None else cls()
 
 
@@ -125,6 +166,7 @@ def training_values(given: Mapping[str, Any]) -> dict[str, Any]:
         "training.lr": given["lr"],
         "training.lr_end": given["lr_end"],
         "training.precision": given["train_precision"],
+        "training.accumulate": given["accumulate"],
         "loop.minutes": given["minutes"],
         "batch": given["batch"],
         "device": given["device"],
@@ -133,12 +175,9 @@ def training_values(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def sampler_from(given: Mapping[str, Any], base: Any) -> Any:
-    """Return `base`, or the named preset, with the sampler options that were given."""
-    from ufr_edge.priors.sampler import PRESETS
-
-    sampler = PRESETS[given["preset"]] if given["preset"] else base
+    """Return `base` with the sampler options that were given."""
     names = ("start", "hold_until", "filter_n", "fast_steps", "method", "samples_per_image", "precision")
-    return override(sampler, {name: given[name] for name in names})
+    return override(base, {name: given[name] for name in names})
 
 
 def echo_skipped(skipped: tuple[tuple[str, str], ...]) -> None:

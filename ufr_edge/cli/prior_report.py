@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ufr_edge.cli.options import FOLDER, echo_skipped, override
+from ufr_edge.cli.options import FOLDER, echo_skipped, licence_option, override, tell_licences
 
 
 @click.command("prior-report")
@@ -24,10 +24,13 @@ from ufr_edge.cli.options import FOLDER, echo_skipped, override
 @click.option("--batch", type=click.IntRange(1), help="Faces at once. [default: 8]")
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), help="Precision of the prior. [default: auto]")
 @click.option("--device", help="auto, cpu, cuda:0. [default: auto]")
+@licence_option
 @click.option("--overwrite", is_flag=True, help="Measure every part again.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 @click.option("--no-progress", is_flag=True, help="Draw no progress bar.")
-def command(faces: Path, out: Path, overwrite: bool, as_json: bool, no_progress: bool, **given: Any) -> None:
+def command(
+    faces: Path, out: Path, accept_licence: bool, overwrite: bool, as_json: bool, no_progress: bool, **given: Any
+) -> None:
     """Report on PRIOR: noise estimates, resampled faces and samples, with sheets to look at.
 
     Goes on where an earlier call with the same settings stopped.
@@ -35,6 +38,7 @@ def command(faces: Path, out: Path, overwrite: bool, as_json: bool, no_progress:
     from ufr_edge.adaptation.prior_report import PriorReportConfig, report_prior
 
     config = override(PriorReportConfig(), given)
+    tell_licences([config.restorer] if config.restorer else [], accept=accept_licence)
     report = report_prior(faces, out, config, overwrite=overwrite, show=not no_progress)
     echo_skipped(report.skipped)
     if as_json:

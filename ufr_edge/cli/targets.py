@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -15,7 +17,52 @@ from ufr_edge.cli.options import (
     read_config,
     sampler_from,
     sampler_options,
+    stack,
 )
+
+if TYPE_CHECKING:
+    from ufr_edge.adaptation.targets import TargetsConfig
+
+F = TypeVar("F", bound=Callable[..., Any])
+_NAMED = ("preset", "start", "hold_until", "filter_n")
+
+
+def target_options(function: F) -> F:
+    """`--sampler`, `--fidelity`, `--teacher`, `--no-qa`, `--embedder`: what targets need beyond the sampler's settings."""
+    return stack(
+        click.option(
+            "--sampler",
+            "sampler_mode",
+            type=click.Choice(["given", "auto"]),
+            default="given",
+            show_default=True,
+            help="auto: start, hold and N are chosen from the faces, and the choice is explained.",
+        ),
+        click.option(
+            "--fidelity",
+            type=click.FloatRange(0, 1),
+            help="One dial: 0 realism (the paper's start), 1 fidelity (light, several samples). [default: 0.5]",
+        ),
+        click.option("--teacher", help="A heavier restorer that targets are made from; --restorer learns them."),
+        click.option("--no-qa", is_flag=True, help="Score the targets, but let each count fully."),
+        click.option("--embedder", type=FOLDER, help="ONNX of a face recognition network, to score identity by."),
+    )(function)
+
+
+def targets_from(given: dict[str, Any], config: TargetsConfig) -> TargetsConfig:
+    """Return the config with the options of `target_options` and `sampler_options`. Raises UsageError for a contradiction."""
+    auto, fidelity = given["sampler_mode"] == "auto", given["fidelity"]
+    named = [name for name in _NAMED if given[name] is not None]
+    if (auto or fidelity is not None) and named:
+        what = "--sampler auto" if auto else "--fidelity"
+        msg = f"{what} sets what --{named[0].replace('_', '-')} gives by hand. Leave one of them out."
+        raise click.UsageError(msg)
+    if auto and fidelity is not None:
+        msg = "--fidelity sets the start that --sampler auto would choose. Leave one of them out."
+        raise click.UsageError(msg)
+    config = override(config, {"sampler": sampler_from(given, config.sampler), "teacher": given["teacher"]})
+    qa = override(config.qa, {"embedder": given["embedder"], "judge": False if given["no_qa"] else None})
+    return dataclasses.replace(config, qa=qa, auto=auto or config.auto)
 
 
 @click.command("targets")
@@ -23,20 +70,56 @@ from ufr_edge.cli.options import (
 @click.option("-o", "--output", "out", required=True, type=FOLDER, help="Where the targets go (PNG, index.jsonl).")
 @click.option("--restorer", help="Shipped name, run folder or .safetensors. [default: edge-m-256]")
 @click.option("--prior", help="Shipped name, diffusers folder or hub id. [default: prior-256]")
+@target_options
+@click.option("--real", type=FOLDER, help="Clean faces, whose noise and detail --sampler auto aims at.")
+@click.option("--sweep", is_flag=True, help="Draw the dial's curve on a few faces instead (sweep.json, sweep.html).")
+@click.option("--truth", type=FOLDER, help="With --sweep: the clean versions of the faces, if they are known.")
 @sampler_options
 @click.option("--batch", type=click.IntRange(1), help="Faces sampled at once. [default: 8]")
 @click.option("--overwrite", is_flag=True, help="Replace targets made with other settings.")
 @common_options
-def command(faces: Path, out: Path, overwrite: bool, no_progress: bool, config_file: Path | None, **given: Any) -> None:
+def command(
+    faces: Path,
+    out: Path,
+    real: Path | None,
+    sweep: bool,
+    truth: Path | None,
+    overwrite: bool,
+    no_progress: bool,
+    config_file: Path | None,
+    **given: Any,
+) -> None:
     """Restore each face, noise it, denoise it with the diffusion prior, holding its low frequencies.
 
-    Goes on where an earlier call with the same settings stopped.
+    Each target is scored, and kept, weighed down or rejected (index.jsonl). Goes on where an earlier call with the same
+    settings stopped; `accelerate launch -m ufr_edge targets ...` shares the faces out.
     """
+    from ufr_edge.adaptation.dial import dial
     from ufr_edge.adaptation.targets import TargetsConfig, make_targets
+    from ufr_edge.adaptation.workers import is_main_process
 
     config = read_config(TargetsConfig, config_file)
     config = override(config, {name: given[name] for name in ("restorer", "prior", "batch", "device", "seed")})
-    config = override(config, {"sampler": sampler_from(given, config.sampler)})
-    report = make_targets(faces, out, config, overwrite=overwrite, show=not no_progress)
-    echo_skipped(report.skipped)
-    click.echo(f"{report.total} targets in {report.folder} ({report.reused} were there before)")
+    config = targets_from(given, config)
+    if sweep:
+        _sweep(faces, out, config, truth, show=not no_progress)
+        return
+    if truth is not None:
+        msg = "--truth is for --sweep: targets are made without it."
+        raise click.UsageError(msg)
+    if given["fidelity"] is not None:
+        config = dataclasses.replace(config, sampler=dial(given["fidelity"]).sampler(config.sampler))
+    report = make_targets(faces, out, config, real=real, overwrite=overwrite, show=not no_progress)
+    if is_main_process():
+        echo_skipped(report.skipped)
+        for line in report.lines():
+            click.echo(line)
+
+
+def _sweep(faces: Path, out: Path, config: TargetsConfig, truth: Path | None, *, show: bool) -> None:
+    from ufr_edge.adaptation.sweep import sweep_targets
+
+    rows = sweep_targets(faces, out, config, truth=truth, show=show)
+    for row in rows:
+        click.echo("  ".join(f"{name} {value:.4g}" for name, value in row.items()))
+    click.echo(f"report: {out / 'sweep.html'}")
