@@ -25,7 +25,7 @@ from ufr_edge.adaptation.training import CHECKPOINT, pick_device
 from ufr_edge.adaptation.workers import Workers
 from ufr_edge.errors import ConfigError
 from ufr_edge.files import write_json
-from ufr_edge.priors.features import load_features
+from ufr_edge.priors.features import find_features
 from ufr_edge.restorers.loading import WEIGHTS_NAME, load_any_restorer
 
 Images = NDArray[np.uint8]
@@ -179,7 +179,8 @@ def _measure_and_report(
     lq = held.lq if held else load_faces(test_faces or folder, side, limit=MEASURED, minimum=1).images
     restored = {name: restore_batch(model, lq, device) for name, model in models.items()}
     truth = held.truth if held else None
-    figures = measure(restored, lq, truth, load_features(config.targets.prior, device))
+    features = find_features(config.finetune.features_prior or config.targets.prior, device)
+    figures = measure(restored, lq, truth, features)
     write_json(out / "figures.json", figures)
     training = _fit(load_faces(folder, side, minimum=1), out / "targets", config.shown)
     seen = {name: restore_batch(model, training.images, device) for name, model in models.items()}

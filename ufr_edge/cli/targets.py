@@ -13,11 +13,14 @@ from ufr_edge.cli.options import (
     FOLDER,
     common_options,
     echo_skipped,
+    licence_option,
     override,
+    preset_option,
     read_config,
     sampler_from,
     sampler_options,
     stack,
+    tell_licences,
 )
 
 if TYPE_CHECKING:
@@ -68,13 +71,15 @@ def targets_from(given: dict[str, Any], config: TargetsConfig) -> TargetsConfig:
 @click.command("targets")
 @click.option("-i", "--input", "faces", required=True, type=FOLDER, help="Aligned low-quality faces of one camera.")
 @click.option("-o", "--output", "out", required=True, type=FOLDER, help="Where the targets go (PNG, index.jsonl).")
-@click.option("--restorer", help="Shipped name, run folder or .safetensors. [default: edge-m-256]")
+@click.option("--restorer", help="Name, run folder or checkpoint. [default: edge-m-256]")
 @click.option("--prior", help="Shipped name, diffusers folder or hub id. [default: prior-256]")
 @target_options
 @click.option("--real", type=FOLDER, help="Clean faces, whose noise and detail --sampler auto aims at.")
 @click.option("--sweep", is_flag=True, help="Draw the dial's curve on a few faces instead (sweep.json, sweep.html).")
 @click.option("--truth", type=FOLDER, help="With --sweep: the clean versions of the faces, if they are known.")
+@preset_option
 @sampler_options
+@licence_option
 @click.option("--batch", type=click.IntRange(1), help="Faces sampled at once. [default: 8]")
 @click.option("--overwrite", is_flag=True, help="Replace targets made with other settings.")
 @common_options
@@ -87,6 +92,7 @@ def command(
     overwrite: bool,
     no_progress: bool,
     config_file: Path | None,
+    accept_licence: bool,
     **given: Any,
 ) -> None:
     """Restore each face, noise it, denoise it with the diffusion prior, holding its low frequencies.
@@ -95,12 +101,14 @@ def command(
     settings stopped; `accelerate launch -m ufr_edge targets ...` shares the faces out.
     """
     from ufr_edge.adaptation.dial import dial
+    from ufr_edge.adaptation.presets import get_preset
     from ufr_edge.adaptation.targets import TargetsConfig, make_targets
     from ufr_edge.adaptation.workers import is_main_process
 
-    config = read_config(TargetsConfig, config_file)
+    config = read_config(TargetsConfig, config_file, get_preset(given["preset"]).targets)
     config = override(config, {name: given[name] for name in ("restorer", "prior", "batch", "device", "seed")})
     config = targets_from(given, config)
+    tell_licences([source for source in (config.restorer, config.teacher) if source], accept=accept_licence)
     if sweep:
         _sweep(faces, out, config, truth, show=not no_progress)
         return

@@ -78,6 +78,12 @@ def load_features(source: str | Path, device: torch.device) -> PriorFeatures:
     return PriorFeatures(load_prior(source).to(device))
 
 
+def find_features(source: str | Path, device: torch.device) -> PriorFeatures | None:
+    """As `load_features`, None for a prior that has none to give (improved-diffusion): a figure is left out then."""
+    prior = load_prior(source)
+    return None if isinstance(prior, ImprovedDiffusionPrior) else PriorFeatures(prior.to(device))
+
+
 def prior_feature_distance(features: PriorFeatures, a: Tensor, b: Tensor) -> Tensor:
     """Return the prior-feature distance of image pairs, float32 (B,), from 0 (equal) to 4.
 
