@@ -177,6 +177,7 @@ async def photograph(url: str, path: Path, *, after: float = 40.0) -> None:
             await tab.prefer("dark")
             await tab.goto(url)
             await tab.until("page.drawn > 3")
+            await tab.value("$('boxes').click()")
             await asyncio.sleep(after)
             await tab.screenshot(path)
             assert tab.problems == [], tab.problems

@@ -92,7 +92,8 @@ function drawBoxes(head, scale) {
     if (pen.roundRect) pen.roundRect(x0 * scale, y0 * scale, (x1 - x0) * scale, (y1 - y0) * scale, 6 * shown);
     else pen.rect(x0 * scale, y0 * scale, (x1 - x0) * scale, (y1 - y0) * scale);
     pen.stroke();
-    if (id) pen.fillText(`#${id}`, x0 * scale + 2, y0 * scale - 3);
+    const above = y0 * scale - 3 * shown;                  // inside the box where there is no room above it
+    if (id) pen.fillText(`#${id}`, x0 * scale + 4 * shown, above > 18 * shown ? above : y0 * scale + 20 * shown);
   }
 }
 
