@@ -98,6 +98,10 @@ class DriftMonitor:
         self._votes = self._raises = 0
         self._now: float | None = None
 
+    def against(self, reference: Fingerprint) -> DriftMonitor:
+        """A fresh one with the same settings, as for another version of a bundle."""
+        return DriftMonitor(reference, self._config)
+
     def due(self, track: Hashable, time_s: float) -> bool:
         """Whether a vote of this track would count now: what need not be measured can be skipped."""
         last = self._last.get(track)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,8 @@ def face(seed: int = 0, side: int = 64) -> Frame:
     rows, columns = np.indices((side, side))
     noise = np.random.default_rng(seed).integers(-8, 8, (side, side, 3))
     base = np.stack([60 + rows, 90 + columns, 200 - rows], axis=2) + noise
-    return np.clip(base, 0, 255).astype(np.uint8)
+    out: Frame = np.clip(base, 0, 255).astype(np.uint8)
+    return out
 
 
 @dataclass
@@ -101,6 +103,10 @@ def until(what: Callable[[], object], timeout_s: float = 60.0) -> None:
     while not what():
         assert time.monotonic() < end, "it never happened"
         time.sleep(0.002)
+
+
+def settled_on(slot: EngineSlot, number: int) -> bool:
+    return slot.loaded.number == number and slot.back is None
 
 
 @dataclass
@@ -370,8 +376,8 @@ def test_250_swaps_in_a_row_lose_no_frame() -> None:
             engines[wanted].closed = 0
             site.current = wanted
             run.watcher.poke()
-            until(lambda wanted=wanted: run.slot.loaded.number == wanted and run.slot.back is None)
-            until(lambda old=engines[3 - wanted]: old.closed)
+            until(partial(settled_on, run.slot, wanted))
+            until(partial(getattr, engines[3 - wanted], "closed"))
         assert resources()[:2] == before
 
     run = run_stream(site, work, replace(QUICK, shadow_faces=1, probation_s=0.0, poll_s=0.001))
@@ -410,7 +416,7 @@ def many_swaps(folder: Path, count: int) -> None:
                 wanted = 1 + number % 2
                 link_version(site, wanted)
                 watcher.poke()
-                until(lambda wanted=wanted: slot.loaded.number == wanted and slot.back is None)
+                until(partial(settled_on, slot, wanted))
                 made.sink.got[:-1] = []
                 if number == count // 3:
                     before = resources()
@@ -501,7 +507,7 @@ def test_inspect_tells_what_is_wrong_with_a_face() -> None:
     assert (
         inspect(look(np.zeros_like(good), crop=np.zeros_like(good)), config).faults == ()
     )  # as black as its input
-    assert inspect(look(good.astype(np.float32)), config).blank  # type: ignore[arg-type]
+    assert inspect(look(good.astype(np.float32)), config).blank
     assert inspect(look(good[:32]), config).blank
     far = inspect(look(good, old=np.clip(good.astype(int) + 40, 0, 255).astype(np.uint8)), config)
     assert far.faults == ("it is too far from what the engine before makes",)

@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from ufr_edge.errors import BundleError, InferenceError, InputFileError, ModelFileError
+from ufr_edge.runtime.bundle import read_bundle
+from ufr_edge.runtime.fingerprint_files import bundle_fingerprint
 from ufr_edge.runtime.live.events import EventLog
 from ufr_edge.runtime.live.session import open_engines
 from ufr_edge.runtime.live.shadow import SwapConfig
 from ufr_edge.runtime.live.stages import ChoosesEngine
-from ufr_edge.runtime.live.stats import Labels
 from ufr_edge.runtime.live.stream import LiveStream
 from ufr_edge.runtime.live.swap import EngineSlot, Loaded
 from ufr_edge.runtime.live.watcher import SwapWatcher, Versions
@@ -81,7 +82,7 @@ def open_live_engines(
             swap,
             events=events,
             deadline_ms=lambda: labels.deadline_ms,
-            on_change=partial(_label, labels),
+            on_change=partial(_tell, stream, bundle),
         )
 
     try:
@@ -115,6 +116,12 @@ def _first(folder: Path, wish: EngineWish, events: EventLog) -> Loaded:
             events.add("rollback", text, level=logging.WARNING)
 
 
-def _label(labels: Labels, loaded: Loaded) -> None:
-    info = loaded.engines.full.info
+def _tell(stream: LiveStream, folder: Path, loaded: Loaded) -> None:
+    """Let the numbers, and the watch for drift, go by the version that runs."""
+    info, labels = loaded.engines.full.info, stream.board.labels
     labels.engine, labels.device, labels.bundle_version = info.describe(), info.device, loaded.number
+    if stream.observer is None:
+        return
+    reference = bundle_fingerprint(read_bundle(version_path(folder, loaded.number)))
+    if reference is not None and reference.side == info.side:
+        stream.observer.adopt(reference)

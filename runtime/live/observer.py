@@ -85,6 +85,7 @@ class FaceObserver:
         self._queue: queue.Queue[_Seen | None] = queue.Queue(maxsize=_DEPTH)
         self._last: dict[int, float] = {}
         self._missed = 0
+        self._adopted: Fingerprint | None = None
         self._watch = self._now()
         self._thread = threading.Thread(target=self._run, name="ufr-observer", daemon=True)
 
@@ -118,6 +119,10 @@ class FaceObserver:
                 self._queue.put_nowait(_Seen(sighting, native))
             except queue.Full:
                 self._missed += 1
+
+    def adopt(self, reference: Fingerprint) -> None:
+        """Compare with another bundle's fingerprint from now on, where drift is watched. For any thread."""
+        self._adopted = reference
 
     def close(self) -> None:
         """Look at what waits, and end; twice is fine."""
@@ -161,6 +166,9 @@ class FaceObserver:
             self._watch = self._now()
 
     def _look(self, seen: _Seen) -> None:
+        adopted, self._adopted = self._adopted, None
+        if adopted is not None and self._drift is not None:
+            self._drift = self._drift.against(adopted)
         sighting, measures = seen.sighting, dict[str, float]()
         if sighting.crop.shape[0] >= LEAST_SIDE:
             measures = measure_face(sighting.crop, native=seen.native)

@@ -122,6 +122,11 @@ class LiveStream:
         """Where its numbers are collected."""
         return self._board
 
+    @property
+    def observer(self) -> FaceObserver | None:
+        """Who looks at its faces."""
+        return self._observer
+
     def run(self, watch: Callable[[LiveStats], None] | None = None) -> str:
         """Run to the end; returns why it ended. `watch` is called in this thread, four times a second.
 

@@ -52,7 +52,7 @@ class SwapWatcher:
     ) -> None:
         """deadline_ms: of the stream at this moment. on_change: told which version runs, whenever that changes."""
         self._slot, self._versions, self._config = slot, versions, config
-        self._events, self._deadline, self._changed, self._now = events, deadline_ms, on_change, now
+        self._events, self._deadline, self._on_change, self._now = events, deadline_ms, on_change, now
         self._stop, self._wake = threading.Event(), threading.Event()
         self._refused: set[int] = set()
         self._complaint = ""
@@ -214,6 +214,12 @@ class SwapWatcher:
             self._versions.refuse(number, runs, reason)
         except UfrEdgeError as exc:
             self._events.add("failed", f"version {number} stays marked current: {exc}", level=logging.ERROR)
+
+    def _changed(self, loaded: Loaded) -> None:
+        try:
+            self._on_change(loaded)
+        except UfrEdgeError as exc:
+            self._events.add("failed", f"version {loaded.number}: {exc}", level=logging.WARNING)
 
     def _close(self, loaded: Loaded) -> None:
         if self._slot.released(loaded, _CLOSE_S):

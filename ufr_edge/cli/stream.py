@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import shlex
+import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,24 +26,28 @@ from ufr_edge.runtime.faces.detect import DetectorConfig
 from ufr_edge.runtime.faces.track import TrackConfig
 from ufr_edge.runtime.fingerprint_files import bundle_fingerprint
 from ufr_edge.runtime.live.events import EventLog
+from ufr_edge.runtime.live.installed import EngineWish, open_live_engines
 from ufr_edge.runtime.live.links import LinkConfig
 from ufr_edge.runtime.live.observer import ENDED_BY_DRIFT, ObserverConfig
 from ufr_edge.runtime.live.page_address import make_token, needs_token
-from ufr_edge.runtime.live.session import LiveConfig, open_engines, open_stream, stream_report
+from ufr_edge.runtime.live.session import LiveConfig, open_stream, stream_report
+from ufr_edge.runtime.live.shadow import SwapConfig
 from ufr_edge.runtime.live.sinks import SinkConfig
 from ufr_edge.runtime.live.sources import Backoff, SourceConfig
 from ufr_edge.runtime.live.stats import LiveStats
 from ufr_edge.runtime.live.stream import LiveStream, StreamConfig
+from ufr_edge.runtime.live.watcher import SwapWatcher
 from ufr_edge.runtime.pipeline import PipelineConfig
 from ufr_edge.runtime.recorder import RecorderConfig
 from ufr_edge.runtime.video.uri import parse_uri
 from ufr_edge.runtime.video.writer import VIDEO_SUFFIXES
 
 Watch = Callable[[LiveStats], None]
+Beside = Callable[[EventLog], AbstractContextManager[Watch]]
 
 _OPTIONS = stack(
     settings_option,
-    click.option("--bundle", "--engine", "bundle", required=True, type=FOLDER, help="Bundle NAME.ufr"),
+    click.option("--bundle", "--engine", "bundle", required=True, type=FOLDER, help="Bundle NAME.ufr, or a folder of installed versions: a new one takes over while it runs."),
     click.option("--engine-name", help="Engine of the bundle, by name. Default: the best for this device."),
     click.option("--smaller-engine", help="Engine for when frames are late. Default: the fastest, if another."),
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, GPU, ..."),
@@ -65,6 +70,8 @@ _OPTIONS = stack(
     click.option("--frames", type=click.IntRange(1), help="Stop after so many."),
     click.option("--seconds", type=click.FloatRange(0, min_open=True), help="Stop after so long."),
     click.option("--latency", is_flag=True, help="Read the time code of synthetic:// at the sink."),
+    click.option("--shadow-seconds", type=click.FloatRange(0), default=10.0, show_default=True, help="A new version runs beside the old so long first."),
+    click.option("--probation-seconds", type=click.FloatRange(0), default=30.0, show_default=True, help="After it took over, the old one is kept so long to go back to."),
     click.option("--threads", type=click.IntRange(1), help="Threads of each engine and codec."),
     click.option("--overwrite", is_flag=True, help="Replace an output that exists."),
     click.option("--report", type=FOLDER, help="Write numbers and events into this JSON file at the end."),
@@ -86,20 +93,34 @@ def command(source: str, sink: str, **given: Any) -> None:
     rtsp://, udp:// or null://. Ctrl-C ends it; what was written can be played.
     """
     given["token"] = _token(sink, given["token"])
+    play(source, sink, given)
+
+
+def play(source: str, sink: str, given: dict[str, Any], *, beside: Beside | None = None) -> None:
+    """Run the stream of `stream` and `watch`. beside: what goes on next to it, called four times a second."""
     config, events = replace(_config(given), observer=_observer(given)), EventLog()
     ended, error = "failed", None
-    names = {"engine": given["engine_name"], "smaller": given["smaller_engine"]}
+    wish = EngineWish(
+        engine=given["engine_name"],
+        smaller=given["smaller_engine"],
+        device=given["device"],
+        threads=given["threads"],
+    )
+    swap = SwapConfig(shadow_s=given["shadow_seconds"], probation_s=given["probation_seconds"])
     with (
         _json_log(given["log_json"]),
-        open_engines(given["bundle"], device=given["device"], threads=given["threads"], **names) as engines,
-        open_stream(source, sink, engines, config, events=events) as stream,
+        open_live_engines(given["bundle"], wish, swap=swap, events=events) as live,
+        open_stream(source, sink, live.engines, config, events=events) as stream,
+        live.watching(stream) as watcher,
+        _on_hangup(watcher),
+        nullcontext() if beside is None else beside(events) as tick,
     ):
         quiet = given["as_json"]
         if not quiet:
             _print_what_runs(stream.snapshot())
         try:
             with _status(show=not (given["no_progress"] or quiet)) as watch:
-                ended = stream.run(watch)
+                ended = stream.run(_both(watch, tick))
         except KeyboardInterrupt:
             ended = "stopped by a signal"
         except UfrEdgeError as exc:
@@ -111,6 +132,27 @@ def command(source: str, sink: str, **given: Any) -> None:
         raise click.exceptions.Exit(int(ExitCode.STOPPED))
     if ended.startswith(ENDED_BY_DRIFT):
         raise click.exceptions.Exit(int(ExitCode.GATE_FAILED))
+
+
+def _both(first: Watch | None, second: Watch | None) -> Watch:
+    def watch(stats: LiveStats) -> None:
+        for call in filter(None, (first, second)):
+            call(stats)
+
+    return watch
+
+
+@contextmanager
+def _on_hangup(watcher: SwapWatcher | None) -> Iterator[None]:
+    """Let SIGHUP look for another version at once."""
+    if watcher is None or not hasattr(signal, "SIGHUP"):
+        yield
+        return
+    before = signal.signal(signal.SIGHUP, lambda *_: watcher.poke())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def _token(sink: str, given: str | None) -> str | None:
