@@ -10,6 +10,7 @@ from typing import Any
 
 from ufr_edge.runtime.engines.base import EngineInfo
 from ufr_edge.runtime.timing import StageTiming
+from ufr_edge.runtime.video.parts import PartRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +18,8 @@ class RunReport:
     """Counts and times of one run.
 
     kind: "image", "folder" or "video". faces: over all frames. seconds: wall clock from the first frame
-    read to the last written; the stages overlap in a video, so that their sum is more.
+    read to the last written; the stages overlap in a video, so that their sum is more. frames_kept: of those out,
+    how many an earlier run, which was interrupted, had finished.
     """
 
     kind: str
@@ -32,11 +34,12 @@ class RunReport:
     engine: EngineInfo
     detector: EngineInfo | None
     notes: tuple[str, ...] = ()
+    frames_kept: int = 0
 
     @property
     def frames_per_second(self) -> float:
-        """Frames written per second of wall clock."""
-        return self.frames_out / self.seconds if self.seconds > 0 else 0.0
+        """Frames written by this run per second of wall clock."""
+        return (self.frames_out - self.frames_kept) / self.seconds if self.seconds > 0 else 0.0
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain JSON values."""
@@ -60,6 +63,14 @@ class Tally:
         self.faces += faces
         self.faceless += faces == 0
         self.left_alone.update(reason.partition(":")[0] for reason in skipped)
+
+    def add(self, record: PartRecord) -> None:
+        """Count the frames of a finished part of a film."""
+        self.read += record.frames
+        self.written += record.frames
+        self.faces += record.faces
+        self.faceless += record.faceless
+        self.left_alone.update(record.left_alone)
 
     def notes(self) -> tuple[str, ...]:
         """Say which faces were left alone, if any were."""

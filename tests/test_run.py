@@ -146,11 +146,17 @@ class TestVideo:
             assert abs(error.mean()) < 0.5 and np.abs(error).mean() < 2.5
 
     def test_an_odd_size_grows_by_one_pixel_and_says_so(self, tmp_path: Path) -> None:
-        clip = write_clip(tmp_path / "in.mkv", size=(95, 63), codec="ffv1", pix_fmt="yuv444p")
+        clip = write_clip(tmp_path / "in.mkv", size=(95, 63), codec="ffv1")
         out = tmp_path / "out.mp4"
         report = run_path(clip, out, StubEngine(), CRISP, detector=StubDetector([1]))
         assert read_clip(out)[0][1].shape == (64, 96, 3)
-        assert report.frames_out == 12 and "odd" in report.notes[0]
+        assert report.frames_out == 12 and "95x63 has an odd side, which 4:2:0" in report.notes[0]
+
+    def test_an_odd_size_is_kept_where_chroma_is_whole(self, tmp_path: Path) -> None:
+        clip = write_clip(tmp_path / "in.mkv", size=(95, 63), codec="ffv1", pix_fmt="yuv444p")
+        out = tmp_path / "out.mp4"
+        report = run_path(clip, out, StubEngine(), CRISP, detector=StubDetector([1]))
+        assert read_clip(out)[0][1].shape == (63, 95, 3) and report.notes == ()
 
     @pytest.mark.parametrize("rotation", [90, 180, -90])
     def test_a_phone_held_upright_gives_an_upright_clip(self, tmp_path: Path, rotation: int) -> None:

@@ -24,13 +24,14 @@ SYNTHETIC = "synthetic://"
 SYNTHETIC_OPTIONS = frozenset({"frames", "size", "seed", "rate", "picture"})
 
 
-def open_source(uri: str | Path, *, threads: int | None = None) -> VideoSource:
+def open_source(uri: str | Path, *, threads: int | None = None, partial: bool = False) -> VideoSource:
     """Open a video file or the synthetic camera. Raises InputFileError, ConfigError.
 
     The synthetic camera moves over `picture`, else scikit-image's `astronaut`, without sensor noise.
+    partial: a damaged file ends where it ends.
     """
     if isinstance(uri, Path):
-        return VideoReader(uri, threads=threads)
+        return VideoReader(uri, threads=threads, partial=partial)
     parsed = parse_uri(uri)
     if parsed.kind == "synthetic":
         scene, rate = synthetic_scene(parsed)
@@ -41,7 +42,7 @@ def open_source(uri: str | Path, *, threads: int | None = None) -> VideoSource:
             f"{SYNTHETIC}, or use ufr-edge stream"
         )
         raise ConfigError(msg)
-    return VideoReader(parsed.path, threads=threads)
+    return VideoReader(parsed.path, threads=threads, partial=partial)
 
 
 def builtin_picture() -> Frame:

@@ -1,8 +1,9 @@
-"""Video files through PyAV: every frame once, with its own time stamp."""
+"""Video files through PyAV: every frame once, upright, with its own time stamp."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -10,57 +11,62 @@ from typing import Any, final
 
 import av
 import numpy as np
-from av.video.reformatter import Interpolation
+from av.stream import Disposition
 
 from ufr_edge.errors import InputFileError
 from ufr_edge.runtime.frame import Frame
-from ufr_edge.runtime.video.source import ColourTags, CopiedPacket, SourceFrame, SourceItem, VideoInfo
+from ufr_edge.runtime.video.planes import EXACT, Layout, converted, layout_of, turned
+from ufr_edge.runtime.video.source import ColourTags, SourceFrame, VideoInfo
 
-_MEND = "Copy it again from where it came, or cut off the damage: ffmpeg -i IN -c copy OUT"
-_FALLBACK_RATE = Fraction(25)
-EXACT = (
-    Interpolation.BILINEAR
-    | Interpolation.ACCURATE_RND
-    | Interpolation.FULL_CHR_H_INT
-    | Interpolation.FULL_CHR_H_INP
+__all__ = ["EXACT", "VideoReader", "open_input", "picture_stream", "upright"]
+
+_MEND = (
+    "Copy it again from where it came, cut off the damage (ffmpeg -i IN -c copy OUT), or take what can be "
+    "read of it: --partial"
 )
-"""Conversion without swscale's shortcuts, which darken by one level in each round trip."""
+_FALLBACK_RATE = Fraction(25)
+_MARGIN = Fraction(1)  # seconds decoded before the first frame wanted: past the leading frames of an open GOP
 
 
 @final
 class VideoReader:
-    """One video file. Frames come upright (display rotation applied), sound packets as they are."""
+    """One video file. Frames come upright (display rotation applied), pixels as coded beside RGB."""
 
-    def __init__(self, path: Path, *, threads: int | None = None) -> None:
-        """Open `path`. Raises InputFileError when it is missing, no video, or has no picture stream."""
+    def __init__(self, path: Path, *, threads: int | None = None, partial: bool = False) -> None:
+        """Open `path`. partial: a damaged file ends where it ends, and `notes` says so.
+
+        Raises InputFileError when it is missing, no video, or has no picture stream.
+        """
         if not path.is_file():
             msg = f"{path} does not exist or is no file. Check the path."
             raise InputFileError(msg)
-        self._path = path
-        # Opened twice: seeking back after the first frame would lose sound before time 0.
-        with _open(path) as probe:
+        self._path, self._threads, self._partial = path, threads, partial
+        with open_input(path) as probe:
             first = self._read_first(probe)
-        self._container = _open(path)
-        self._stream = self._container.streams.video[0]
-        self._stream.thread_type = "AUTO"
-        if threads is not None:
-            self._stream.codec_context.thread_count = threads
-        self.copied: dict[int, Any] = {s.index: s for s in self._container.streams.audio}
-        self._decoded = 0
-        self._end = Fraction(0)
-        self.info = self._describe(first)
+        self._decoded, self._sought, self._end = 0, False, Fraction(0)
+        self._container, self._stream = self._open()
+        self.steady = True
+        """Whether no time stamp jumped back so far: else a later read cannot begin in the middle."""
+        self._damage: list[str] = []
+        self._layout, self.info = self._describe(first)
+        self._peculiar = _peculiarities(first)
 
-    def items(self) -> Iterator[SourceItem]:
-        """Frames and sound packets in file order; see `VideoSource`. One pass per reader."""
+    def items(self, since: Fraction | None = None, *, seek: bool = True) -> Iterator[SourceFrame]:
+        """Frames in order; see `VideoSource`. One pass at a time."""
         last: int | None = None
-        for item in self._demux():
-            if isinstance(item, CopiedPacket):
-                yield item
-                continue
-            pts = self._time_stamp(item, last)
-            yield self._hand_out(item, pts)
-            last = pts
+        self._decoded, self._end = 0, Fraction(0)
+        for native in self._decode_from(since if seek else None):
+            last = self._time_stamp(native, last)
+            step = Fraction(native.duration or 0) * self.info.time_base
+            self._end = max(self._end, last * self.info.time_base + step)
+            if since is None or last * self.info.time_base >= since:
+                yield self._hand_out(native, last)
+            self._decoded += 1
         self._check_end(last)
+
+    def notes(self) -> tuple[str, ...]:
+        """What was read of a damaged file, and what of a frame its copy will not have."""
+        return (*self._peculiar, *self._damage)
 
     def close(self) -> None:
         """Close the file; twice is fine."""
@@ -74,48 +80,89 @@ class VideoReader:
     ) -> None:
         self.close()
 
-    def _demux(self) -> Iterator[Any]:
-        """Decoded frames and `CopiedPacket`s. Third-party errors become InputFileError here."""
-        streams = [self._stream, *self.copied.values()]
+    def _open(self) -> tuple[Any, Any]:
+        container = open_input(self._path)
+        stream = picture_stream(container, self._path)
+        stream.thread_type = "AUTO"
+        if self._threads is not None:
+            stream.codec_context.thread_count = self._threads
+        return container, stream
+
+    def _decode_from(self, since: Fraction | None) -> Iterator[Any]:
+        """Decoded frames from before `since` on; from the start of the file where seeking is not certain."""
+        target = None if since is None else since - _MARGIN
+        if target is not None and target > self.info.start:
+            first = self._seek(target)
+            if first is not None:
+                yield first
+                yield from self._demux()
+                return
+            self.close()
+            self._container, self._stream = self._open()
+            self._sought = False
+        yield from self._demux()
+
+    def _seek(self, target: Fraction) -> Any:
+        """The first frame after seeking; None unless its time proves that it is not too late."""
         try:
-            for packet in self._container.demux(*streams):
-                if packet.stream.index in self.copied:
-                    if packet.dts is not None:
-                        yield CopiedPacket(stream=packet.stream.index, packet=packet)
-                    continue
-                yield from packet.decode()
-        except av.error.FFmpegError as exc:
-            msg = (
-                f"{self._path} is damaged or cut short after {self._decoded} frames ({_reason(exc)}). {_MEND}"
-            )
+            self._container.seek(int(target / self.info.time_base), stream=self._stream)
+            first = next(self._demux(), None)
+        except (av.error.FFmpegError, InputFileError):
+            return None
+        self._sought = True
+        if first is None or first.pts is None or first.pts * self.info.time_base > target:
+            return None
+        return first
+
+    def _demux(self) -> Iterator[Any]:
+        """Decoded frames. Third-party errors become InputFileError here."""
+        packets = self._container.demux(self._stream)
+        while True:
+            try:
+                packet = next(packets, None)
+            except av.error.FFmpegError as exc:
+                self._damaged(exc)
+                return
+            if packet is None:
+                return
+            try:
+                frames = packet.decode()
+            except av.error.FFmpegError as exc:
+                self._damaged(exc)
+                continue
+            yield from frames
+
+    def _damaged(self, exc: av.error.FFmpegError) -> None:
+        what = f"{self._path} is damaged or cut short after {self._decoded} frames ({_reason(exc)})."
+        if not self._partial:
+            msg = f"{what} {_MEND}"
             raise InputFileError(msg) from exc
+        if not self._damage:
+            self._damage.append(f"{what} What could be decoded was taken.")
 
     def _hand_out(self, native: Any, pts: int) -> SourceFrame:
-        rotation = native.rotation
-        image = upright(_rgb(native), rotation)
-        if image.shape[:2] != (self.info.height, self.info.width):
+        native = turned(converted(native, self._layout.name), native.rotation)
+        if (native.width, native.height) != (self.info.width, self.info.height):
             msg = f"{self._path} changes its picture size at frame {self._decoded}. Cut it there into two files."
             raise InputFileError(msg)
-        index, self._decoded = self._decoded, self._decoded + 1
-        step = Fraction(native.duration or 0) * self.info.time_base
-        self._end = max(self._end, pts * self.info.time_base + step)
-        kept = native if rotation % 360 == 0 else None
-        return SourceFrame(index=index, pts=pts, time_base=self.info.time_base, image=image, native=kept)
+        base = self.info.time_base
+        return SourceFrame(index=self._decoded, pts=pts, time_base=base, image=_rgb(native), native=native)
 
     def _time_stamp(self, native: Any, last: int | None) -> int:
         step = max(1, round(1 / (self.info.rate or _FALLBACK_RATE) / self.info.time_base))
         if native.pts is None:
+            self.steady = False
             return 0 if last is None else last + step
+        if last is not None and (last - native.pts) * self.info.time_base > _MARGIN / 2:
+            self.steady = False
         # A time stamp must grow; a file that repeats one still gets every frame written.
         return int(native.pts) if last is None else max(int(native.pts), last + 1)
 
     def _read_first(self, container: Any) -> Any:
         """Decode one frame to learn rotation and colours."""
-        if not container.streams.video:
-            msg = f"{self._path} has no picture stream. Choose a video or picture file."
-            raise InputFileError(msg)
+        stream = picture_stream(container, self._path)
         try:
-            first = next(container.decode(video=0), None)
+            first = next(container.decode(stream), None)
         except av.error.FFmpegError as exc:
             msg = f"{self._path}: no frame can be decoded ({_reason(exc)}). {_MEND}"
             raise InputFileError(msg) from exc
@@ -124,58 +171,82 @@ class VideoReader:
             raise InputFileError(msg)
         return first
 
-    def _describe(self, first: Any) -> VideoInfo:
+    def _describe(self, first: Any) -> tuple[Layout, VideoInfo]:
         stream, context = self._stream, self._stream.codec_context
-        turned = first.rotation % 180 == 90
-        width, height = (first.height, first.width) if turned else (first.width, first.height)
+        sideways = first.rotation % 180 == 90
+        width, height = (first.height, first.width) if sideways else (first.width, first.height)
         aspect = stream.sample_aspect_ratio or None
+        layout = layout_of(first.format.name)
+        uneven = layout.chroma == "420" and (width % 2 or height % 2)
+        if (layout.chroma == "422" and sideways) or (uneven and first.rotation % 360):
+            layout = replace(layout, chroma="444")  # chroma that is halved one way only cannot be turned
         colour = ColourTags(
             space=int(first.colorspace),
-            range=int(first.color_range),
+            range=2 if first.format.name.startswith("yuvj") else int(first.color_range),
             primaries=int(context.color_primaries or 2),
             transfer=int(context.color_trc or 2),
         )
-        return VideoInfo(
+        base = Fraction(stream.time_base)
+        info = VideoInfo(
             name=self._path.name,
             width=width,
             height=height,
             rate=stream.average_rate or stream.guessed_rate,
-            time_base=Fraction(stream.time_base),
+            time_base=base,
             frames=stream.frames or None,
             colour=colour,
-            aspect=1 / aspect if aspect and turned else aspect,
+            aspect=1 / aspect if aspect and sideways else aspect,
+            pix_fmt=layout.name,
+            start=Fraction(stream.start_time or 0) * base,
+            end=self._promised_end(base),
         )
+        return layout, info
 
     def _check_end(self, last: int | None) -> None:
         """A file cut short may end without an error: compare with the length its header declares."""
-        promised = self._promised_end()
-        missing = self.info.frames is None or self._decoded < self.info.frames
+        promised = self.info.end
+        missing = self._sought or self.info.frames is None or self._decoded < self.info.frames
         slack = max(Fraction(1, 4), 3 / (self.info.rate or _FALLBACK_RATE))
         if last is None or (promised is not None and missing and self._end + slack < promised):
             wanted = "" if promised is None else f" of {float(promised):.2f} s"
-            msg = (
+            what = (
                 f"{self._path} is cut short: {self._decoded} frames, {float(self._end):.2f} s{wanted}, "
-                f"could be read. {_MEND}"
+                "could be read."
             )
-            raise InputFileError(msg)
+            if not self._partial or last is None:
+                msg = f"{what} {_MEND}"
+                raise InputFileError(msg)
+            self._damage.append(what)
 
-    def _promised_end(self) -> Fraction | None:
+    def _promised_end(self, base: Fraction) -> Fraction | None:
         stream = self._stream
         if stream.duration:
-            return Fraction(stream.duration + (stream.start_time or 0)) * self.info.time_base
+            return Fraction(stream.duration + (stream.start_time or 0)) * base
         if tag := stream.metadata.get("DURATION"):  # Matroska: 00:00:11.766000000
             return _clock_time(tag)
-        if self._container.duration and not self.copied:
+        if self._container.duration and not self._container.streams.audio:
             return Fraction(self._container.duration, av.time_base)
         return None
 
 
-def _open(path: Path) -> Any:
+def open_input(path: Path) -> Any:
+    """Open a media file with PyAV. Raises InputFileError."""
     try:
         return av.open(str(path))
     except (av.error.FFmpegError, OSError) as exc:
         msg = f"{path} cannot be opened as a video ({_reason(exc)}). {_MEND}"
         raise InputFileError(msg) from exc
+
+
+def picture_stream(container: Any, path: Path) -> Any:
+    """The first stream of moving pictures; the cover of a song is none. Raises InputFileError."""
+    for stream in container.streams.video:
+        if not stream.disposition & Disposition.attached_pic:
+            return stream
+    what = "only a cover picture" if container.streams.video else "no picture stream"
+    sound = " beside its sound" if container.streams.audio else ""
+    msg = f"{path} has {what}{sound}. Choose a video or picture file."
+    raise InputFileError(msg)
 
 
 def upright(image: Frame, rotation: int) -> Frame:
@@ -187,6 +258,18 @@ def upright(image: Frame, rotation: int) -> Frame:
 def _rgb(native: Any) -> Frame:
     # Colour matrix by the frame's own tags; one thread, as the pipeline's stages run side by side.
     return np.asarray(native.to_ndarray(format="rgb24", interpolation=EXACT, threads=1), dtype=np.uint8)
+
+
+def _peculiarities(first: Any) -> tuple[str, ...]:
+    layout, name = layout_of(first.format.name), first.format.name
+    out = []
+    if layout.alpha:
+        out.append(f"Its transparency ({name}) is left out: video codecs hold none.")
+    if layout.rgb:
+        out.append(f"Its colours are stored as RGB ({name}); they are written as YUV 4:2:0.")
+    if first.interlaced_frame:
+        out.append("It is interlaced; its frames are written as they are, both fields in one.")
+    return tuple(out)
 
 
 def _clock_time(text: str) -> Fraction | None:

@@ -1,4 +1,4 @@
-"""What every video source hands out: frames in order with their time, and packets to copy."""
+"""What every video source hands out: frames in order, with their time."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ class VideoInfo:
     """A video as it will be handed out (upright).
 
     rate: frames per second on average, or None. time_base: seconds of one pts step. frames: as declared
-    by the container, or None. aspect: width of a pixel over its height.
+    by the container, or None. aspect: width of a pixel over its height. pix_fmt: of the native frames, and what
+    of it the encoder is to keep. start, end: seconds, as declared; end None when it is not.
     """
 
     name: str
@@ -36,15 +37,26 @@ class VideoInfo:
     frames: int | None = None
     colour: ColourTags = field(default_factory=ColourTags)
     aspect: Fraction | None = None
+    pix_fmt: str = "yuv420p"
+    start: Fraction = Fraction(0)
+    end: Fraction | None = None
+
+    @property
+    def expected(self) -> int | None:
+        """Frames in all: as declared, else by length and rate, else None."""
+        if self.frames or self.end is None or not self.rate:
+            return self.frames
+        return max(1, round((self.end - self.start) * self.rate))
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceFrame:
     """Frame number `index` at `pts` * `time_base` seconds.
 
-    native: the decoder's own frame of the same picture, or None. touched: the boxes in which `image` has
-    been changed since; all else can be encoded as the decoder gave it. captured: `time.monotonic()` when a
-    live source had the picture, 0 for others.
+    native: the decoder's own frame of the same picture (upright), or None. touched: the boxes in which `image`
+    has been changed since; all else can be encoded as the decoder gave it. before: `image` as it was before
+    that change; with it, only the change itself is coded. captured: `time.monotonic()` when a live source had
+    the picture, 0 for others.
     """
 
     index: int
@@ -53,6 +65,7 @@ class SourceFrame:
     image: Frame
     native: Any = None
     touched: tuple[Box, ...] = ()
+    before: Frame | None = None
     captured: float = 0.0
 
     @property
@@ -61,30 +74,25 @@ class SourceFrame:
         return float(self.pts * self.time_base)
 
 
-@dataclass(frozen=True, kw_only=True)
-class CopiedPacket:
-    """A packet of another stream (sound), to be copied as it is; `stream` is its index in the source."""
-
-    stream: int
-    packet: Any
-
-
-SourceItem = SourceFrame | CopiedPacket
-
-
 class VideoSource(Protocol):
-    """A video: iterate `items()` once, then `close()`."""
+    """A video: iterate `items()`, then `close()`."""
 
     @property
     def info(self) -> VideoInfo:
         """What is known before the first frame."""
 
     @property
-    def copied(self) -> dict[int, Any]:
-        """Streams copied untouched: index in the source to PyAV stream."""
+    def steady(self) -> bool:
+        """Whether no time stamp jumped back so far: else a later read cannot begin in the middle."""
 
-    def items(self) -> Iterator[SourceItem]:
-        """Frames and copied packets in file order. Raises InputFileError when the source is damaged."""
+    def items(self, since: Fraction | None = None, *, seek: bool = True) -> Iterator[SourceFrame]:
+        """Frames in order, those before `since` seconds left out; seek: without reading them.
+
+        Raises InputFileError when the source is damaged.
+        """
+
+    def notes(self) -> tuple[str, ...]:
+        """What should be said about the source after it was read."""
 
     def close(self) -> None:
         """Release the source; twice is fine."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
 import cv2
 import numpy as np
@@ -110,19 +110,31 @@ class SyntheticScene:
 class SyntheticSource:
     """A scene as a video source of `rate` frames per second."""
 
+    steady = True
+
     def __init__(self, scene: SyntheticScene, *, rate: Fraction = Fraction(30)) -> None:
         self._scene = scene
-        self.copied: dict[int, Any] = {}
         width, height = scene.size
         self.info = VideoInfo(
-            name="synthetic", width=width, height=height, rate=rate, time_base=1 / rate, frames=len(scene)
+            name="synthetic",
+            width=width,
+            height=height,
+            rate=rate,
+            time_base=1 / rate,
+            frames=len(scene),
+            end=len(scene) / rate,
         )
 
-    def items(self) -> Iterator[SourceFrame]:
-        """Frames in order."""
-        for index in range(len(self._scene)):
+    def items(self, since: Fraction | None = None, *, seek: bool = True) -> Iterator[SourceFrame]:
+        """Frames in order, from `since` seconds on."""
+        first = 0 if since is None else max(0, math.ceil(since / self.info.time_base))
+        for index in range(first, len(self._scene)):
             image = self._scene.frame(index)
             yield SourceFrame(index=index, pts=index, time_base=self.info.time_base, image=image)
+
+    def notes(self) -> tuple[str, ...]:
+        """Nothing to say."""
+        return ()
 
     def close(self) -> None:
         """Nothing to release."""

@@ -84,7 +84,9 @@ def _side_by_side(scene: SyntheticScene, frames: list[Frame], base: Path, adapte
         pipelines = [_pipeline(engine, detector) for engine in engines]
         panels = []
         for index, frame in enumerate(frames):
-            views = [frame, *(pipeline.restore(frame).image for pipeline in pipelines), scene.clean(index)]
+            time_s = float(index / _RATE)
+            restored = [pipeline.process(frame, time_s=time_s).image for pipeline in pipelines]
+            views = [frame, *restored, scene.clean(index)]
             row = np.concatenate([view[:, middle] for view in views], axis=1)
             panels.append(_labelled(row, ("camera", "base", "adapted (INT8)", "truth")))
     return panels

@@ -1,0 +1,139 @@
+"""The finished film: coded pictures of the parts, and every other track of the source as it is."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+
+from ufr_edge.errors import InputFileError, OutputError
+from ufr_edge.runtime.video.encoder import EncodeConfig
+from ufr_edge.runtime.video.parts import PartRecord, coding_times, read_packets
+from ufr_edge.runtime.video.reader import open_input, picture_stream
+from ufr_edge.runtime.video.source import VideoInfo
+from ufr_edge.runtime.video.writer import add_picture_stream, output_errors
+
+_WRITTEN_BY_MUXER = frozenset({"major_brand", "minor_version", "compatible_brands", "encoder", "DURATION"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Film:
+    """What is joined. parts: their files and records, in order. size: (width, height) as coded.
+
+    source: the file whose other tracks are copied, None for none. partial: it may be damaged.
+    """
+
+    parts: Sequence[tuple[Path, PartRecord]]
+    info: VideoInfo
+    size: tuple[int, int]
+    encode: EncodeConfig
+    source: Path | None
+    partial: bool = False
+
+
+def join(film: Film, out: Path) -> tuple[str, ...]:
+    """Write the film to `out`; returns notes on the tracks that are not in it.
+
+    All sound is copied, or OutputError names the track; subtitles and the rest where the container takes them.
+    Raises InputFileError, OutputError.
+    """
+    kind = out.suffix.lower()
+    with ExitStack() as stack:
+        source = None if film.source is None else stack.enter_context(closing(open_input(film.source)))
+        with output_errors(kind):
+            target: Any = stack.enter_context(closing(av.open(str(out), "w")))
+            pictures = add_picture_stream(target, film.info, film.size, film.encode)
+            copied, notes = ({}, ()) if source is None else _copy_tracks(source, film.source, target, kind)
+            target.start_encoding()
+        _check_headers(film, bytes(pictures.codec_context.extradata or b""))
+        written = 0
+        for packet, stream in _interleaved(film, source, copied, pictures):
+            packet.stream = stream
+            written += stream is pictures
+            with output_errors(kind):
+                target.mux(packet)
+        with output_errors(kind):
+            target.close()
+    if written != (wanted := sum(record.frames for _, record in film.parts)):
+        msg = f"{written} frames were joined, {wanted} restored. Delete the folder of parts and run again."
+        raise OutputError(msg)
+    return notes
+
+
+def _copy_tracks(
+    source: Any, path: Path | None, target: Any, kind: str
+) -> tuple[dict[int, Any], tuple[str, ...]]:
+    """Streams to copy, source index to new stream; and what the container does not take."""
+    picture = picture_stream(source, path or Path())
+    copied: dict[int, Any] = {}
+    notes = []
+    for stream in source.streams:
+        if stream.index == picture.index:
+            continue
+        try:
+            new = target.add_stream_from_template(stream)
+        except (av.error.FFmpegError, ValueError, TypeError, NotImplementedError) as exc:
+            if stream.type == "audio":
+                msg = f"{_track(stream)} cannot go into a {kind} file. Choose .mkv."
+                raise OutputError(msg) from exc
+            mend = " Choose .mkv to keep it." if kind != ".mkv" and stream.type == "subtitle" else ""
+            notes.append(f"{_track(stream)} is left out: a {kind} file does not take it.{mend}")
+            continue
+        new.metadata.update(_plain(stream.metadata))
+        new.disposition = stream.disposition
+        copied[stream.index] = new
+    target.metadata.update(_plain(source.metadata))
+    if chapters := source.chapters():
+        target.set_chapters(chapters)
+    return copied, tuple(notes)
+
+
+def _plain(metadata: dict[str, str]) -> dict[str, str]:
+    return {key: value for key, value in metadata.items() if key not in _WRITTEN_BY_MUXER}
+
+
+def _track(stream: Any) -> str:
+    context = getattr(stream, "codec_context", None)
+    codec = context.name if context is not None else "unknown"
+    language = f", {stream.metadata['language']}" if stream.metadata.get("language") else ""
+    return f"Track {stream.index} ({stream.type}, {codec}{language})"
+
+
+def _check_headers(film: Film, header: bytes) -> None:
+    if any(record.header != header.hex() for _, record in film.parts if record.frames):
+        msg = (
+            "The finished parts were coded by another encoder. Delete their folder and run the command again."
+        )
+        raise OutputError(msg)
+
+
+def _interleaved(film: Film, source: Any, copied: dict[int, Any], pictures: Any) -> Iterator[tuple[Any, Any]]:
+    """(packet, its stream), by decoding time; one packet of each at a time is held."""
+    base = film.info.time_base
+    step = max(1, round(1 / (film.info.rate or Fraction(25)) / base))
+    parts = (p for path, record in film.parts for p in read_packets(path, record.frames, base))
+    reorder = max((record.reorder for _, record in film.parts), default=0)
+    coded = ((packet, pictures) for packet in coding_times(parts, reorder=reorder, step=step))
+    if not copied:
+        yield from coded
+        return
+    other = ((packet, copied[packet.stream.index]) for packet in _packets(film, source, copied))
+    yield from heapq.merge(coded, other, key=lambda pair: pair[0].dts * pair[0].time_base)
+
+
+def _packets(film: Film, source: Any, copied: Iterable[int]) -> Iterator[Any]:
+    try:
+        for packet in source.demux([source.streams[index] for index in copied]):
+            if packet.dts is not None:
+                yield packet
+    except av.error.FFmpegError as exc:
+        if film.partial:
+            return
+        msg = f"{film.source}: its sound or subtitles are damaged ({exc.strerror}). --partial takes what can be read."
+        raise InputFileError(msg) from exc
