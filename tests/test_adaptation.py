@@ -113,7 +113,7 @@ def test_adapt_end_to_end(camera: Path, config: TargetsConfig, tmp_path: Path) -
     assert set(report.figures) == {"base", "adapted"}
     assert report.figures["base"]["psnr_db"] != report.figures["adapted"]["psnr_db"]
     page = report.report.read_text()
-    assert page.count("data:image/jpeg") == 2 and "data:image/png" in page and "psnr_db" in page
+    assert page.count("data:image/jpeg") >= 2 and "data:image/png" in page and "psnr_db" in page
     assert load_restorer(report.weights).arch == "edge-s"
     for name in ("strip-training.jpg", "strip-held-out.jpg", "figures.json", "config.json"):
         assert (tmp_path / "run" / name).exists()

@@ -108,7 +108,7 @@ def _rung_row(rung: Mapping[str, Any]) -> list[str]:
         f"{s['filter_n']}{tail}",
         *values,
         "yes" if agrees else "no",
-        "yes" if rung["clean"] else "no",
+        "yes" if rung["unclean"] == 0 else "no",
     ]
 
 

@@ -1,17 +1,16 @@
 """Where to start and what to hold, chosen from the camera's own faces instead of by hand (`--sampler auto`).
 
 The paper sets start, end of holding and N per restorer and degradation by hand and gives no rule (paper.md section 12).
-Ours, on a small probe of faces, from a light touch to the paper's:
+Ours, on a small probe of faces, up a ladder from a light touch to the paper's (`RUNGS`):
 
 1. Targets of a rung *agree* when, against the restorer's output, their colours stay (median rms on an 8 x 8 grid within
    `max_drift` levels, where noise and detail mean out) and so do their points (90th percentile of the displacement
    within `max_landmarks` px at 512). Where only the colours go, the rung is tried again with its low frequencies held
    to the end by a coarse filter, then with half of N.
-2. They look *clean* when their noise on flat parts, luma and chroma, has dropped to that of clean faces, and their
-   fine detail has risen to that of clean faces (`CleanLevels`; medians).
-3. The nearest rung that agrees and looks clean is taken: further ones only re-invent more. If none looks clean, the
-   furthest that agrees, with twice N if that leaves a tenth less noise: what the restorer left is then coarser than N
-   holds back. If none agrees, the lightest, with half of N held to the end.
+2. They look *clean* when the medians of their noise on flat parts, luma and chroma, are at most `slack` times what
+   19 of 20 clean faces stay under, and their fine detail is at least half of what 19 of 20 have (`CleanLevels`).
+3. The first rung that agrees and looks clean is taken: further ones only re-invent more. If none looks clean, the one
+   nearest to it among those that agree; if none agrees, the lightest, with half of N held to the end.
 
 Probing uses few calls of the prior (`calls`); the targets themselves are drawn with as many as were asked for.
 """
@@ -38,8 +37,8 @@ Images = NDArray[np.uint8]
 Sample = Callable[[SamplerConfig], Images]
 """A sampler's settings to the targets of the probe, uint8 (N, S, S, 3)."""
 
-RUNGS = ((30, 5), (60, 10), (90, 30), (120, 60), (150, 90))
-"""(start, hold_until) of 250, from a light touch to the paper's."""
+RUNGS = ((30, 5, 16), (60, 10, 16), (90, 15, 8), (150, 30, 8), (90, 30, 16), (120, 60, 16), (150, 90, 16))
+"""(start, hold_until, N) of 250 steps, in the order of how far their targets leave the restorer's output."""
 TAIL = 4
 """Holding to the end is by this many times N."""
 
@@ -48,7 +47,7 @@ TAIL = 4
 class CleanLevels:
     """What clean faces have at most of noise, in 8-bit levels, and at least of fine detail (levels squared).
 
-    The defaults are the 95th and 5th percentiles of 132 held-out clean faces at 256 px; other sides and cameras have
+    The 95th and 5th percentiles; the defaults are those of 132 held-out clean faces at 256 px. Other sides have
     others, so give clean faces (`of`) where there are some.
     """
 
@@ -81,17 +80,21 @@ class ChooseConfig:
     calls: int = 20
     max_drift: float = 3.0
     max_landmarks: float = 20.0
+    slack: float = 1.2
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        if min(self.probe, self.calls) < 1 or min(self.max_drift, self.max_landmarks) <= 0:
+        if min(self.probe, self.calls) < 1 or min(self.max_drift, self.max_landmarks, self.slack) <= 0:
             msg = f"probe and calls must be 1 or more, the limits above 0; got {self}."
             raise ConfigError(msg)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rung:
-    """One setting that was tried, and what its targets are like; `landmarks` is None where no face could be found."""
+    """One setting that was tried, and what its targets are like; `landmarks` is None where no face could be found.
+
+    `unclean`: by what share noise and detail miss the level of clean faces, added up; 0 for a clean look.
+    """
 
     sampler: SamplerConfig
     drift: float
@@ -101,7 +104,12 @@ class Rung:
     detail: float
     colours_stay: bool
     points_stay: bool
-    clean: bool
+    unclean: float
+
+    @property
+    def clean(self) -> bool:
+        """Whether the targets look like clean faces."""
+        return self.unclean == 0
 
     @property
     def agrees(self) -> bool:
@@ -159,21 +167,18 @@ def choose_sampler(
     `sample` draws their targets; all but those three settings come from `base`. See the module for the rule.
     """
     prober = _Prober(restored, sample, base, config, levels or CleanLevels(), detector)
-    agreeing: Rung | None = None
-    for start, hold in RUNGS:
-        rung = prober.climb(start, hold)
-        if rung is None:
-            break
-        agreeing = rung
-        if rung.clean:
-            return prober.choice(rung, "the nearest start whose targets agree with the restorer's output and look clean")
-    if agreeing is None:
+    agreeing: list[Rung] = []
+    for start, hold, n in RUNGS:
+        rung = prober.climb(start, hold, n)
+        if rung is not None:
+            agreeing.append(rung)
+            if rung.clean:
+                return prober.choice(rung, "the first whose targets agree with the restorer's output and look clean")
+    if not agreeing:
         held = prober.measured(_held(prober.at(*RUNGS[0]), halve=True))
         return prober.choice(held, "no start leaves colours and points where they were: the lightest, held to the end")
-    coarser = prober.measured(dataclasses.replace(agreeing.sampler, filter_n=2 * agreeing.sampler.filter_n, tail_filter_n=None))
-    if coarser.agrees and coarser.noise + coarser.noise_chroma < 0.9 * (agreeing.noise + agreeing.noise_chroma):
-        return prober.choice(coarser, "no start looks clean: the furthest that agrees, with twice N, which leaves less noise")
-    return prober.choice(agreeing, "no start looks clean: the furthest whose targets agree with the restorer's output")
+    nearest = min(agreeing, key=lambda rung: rung.unclean)
+    return prober.choice(nearest, "no start looks clean: the nearest to it whose targets agree with the restorer's output")
 
 
 class _Prober:
@@ -193,18 +198,24 @@ class _Prober:
         self.points = find_landmarks(restored, detector) if detector else None
         self.rungs: list[Rung] = []
 
-    def at(self, start: int, hold: int) -> SamplerConfig:
+    def at(self, start: int, hold: int, n: int) -> SamplerConfig:
         """The setting of a rung, scaled to the base's number of steps; fewer calls than asked for while probing."""
         scale = self.base.steps / 250
         start, hold = max(1, round(start * scale)), round(hold * scale)
         fast = min(start, self.config.calls, self.base.fast_steps or start)
         return dataclasses.replace(
-            self.base, start=start, hold_until=hold, fast_steps=fast, samples_per_image=1, tail_filter_n=None
+            self.base,
+            start=start,
+            hold_until=hold,
+            filter_n=n,
+            fast_steps=fast,
+            samples_per_image=1,
+            tail_filter_n=None,
         )
 
-    def climb(self, start: int, hold: int) -> Rung | None:
+    def climb(self, start: int, hold: int, n: int) -> Rung | None:
         """The rung in the first form that agrees, or None."""
-        plain = self.at(start, hold)
+        plain = self.at(start, hold, n)
         rung = self.measured(plain)
         for halve in (False, True):
             if rung.agrees or not rung.points_stay:
@@ -216,19 +227,23 @@ class _Prober:
         targets = self.sample(sampler)
         figures = self._figures(targets)
         shift = self._shift(targets)
-        limits, clean = self.config, self.levels
+        limits = self.config
         rung = Rung(
             sampler=sampler,
             landmarks=shift,
             colours_stay=figures["drift"] <= limits.max_drift,
             points_stay=shift is None or shift <= limits.max_landmarks,
-            clean=figures["noise"] <= clean.noise
-            and figures["noise_chroma"] <= clean.noise_chroma
-            and figures["detail"] >= clean.detail,
+            unclean=self._unclean(figures),
             **figures,
         )
         self.rungs.append(rung)
         return rung
+
+    def _unclean(self, figures: Mapping[str, float]) -> float:
+        levels, slack = self.levels, self.config.slack
+        noise = (figures["noise"] / (slack * levels.noise), figures["noise_chroma"] / (slack * levels.noise_chroma))
+        lacking = 1 - figures["detail"] / (levels.detail / 2) if levels.detail > 0 else 0.0
+        return round(sum(max(0.0, share - 1) for share in noise) + max(0.0, lacking), 4)
 
     def _figures(self, targets: Images) -> dict[str, float]:
         scores = [noise_scores(face) for face in targets]

@@ -13,8 +13,8 @@
 | identity | cosine | of the embeddings of target and restorer's output, where a network for them is given |
 
 Each judged score has two limits, good and bad. At good or better the target counts fully; from there to bad its weight
-falls linearly to `LEAST`; beyond bad it is rejected. Weights of several scores multiply. The limits of noise are those
-of clean faces (132 held-out ones at 256 px: luma noise 0.5 to 7.1, chroma 0.2 to 3.4 levels, 5th to 95th percentile).
+falls linearly to `LEAST`; beyond bad it is rejected. Weights of several scores multiply. The limits of noise are multiples
+of what clean faces have (132 held-out ones at 256 px: luma noise 0.5 to 5.7, chroma 0.3 to 2.5 levels, 5th to 95th percentile).
 A score that could not be taken is not judged; a face whose points are lost by sampling is rejected.
 """
 
@@ -48,9 +48,9 @@ LEAST = 0.25
 """Weight of a target just at the bad limit of one score."""
 GRID = 8
 """On so few cells noise and invented detail mean out; what is left is colour and light in the wrong place."""
-CLEAN_NOISE_CHROMA = 3.4
+CLEAN_NOISE_CHROMA = 2.5
 """95th percentile of `noise_chroma` over clean faces at 256 px; see the module."""
-CLEAN_NOISE = 7.1
+CLEAN_NOISE = 5.7
 _LOST = "landmarks_lost"
 # Five points at 112 px that recognition networks of the ArcFace kind are trained on (Deng et al. 2019).
 _ARCFACE_112 = np.array(
@@ -71,8 +71,8 @@ class QaConfig:
     drift_input: Pair = (2.5, 7.0)
     colour: Pair = (4.0, 12.0)
     landmark_px512: Pair = (8.0, 24.0)
-    noise: Pair = (CLEAN_NOISE, 2.5 * CLEAN_NOISE)
-    noise_chroma: Pair = (CLEAN_NOISE_CHROMA, 6 * CLEAN_NOISE_CHROMA)
+    noise: Pair = (1.5 * CLEAN_NOISE, 4 * CLEAN_NOISE)
+    noise_chroma: Pair = (2 * CLEAN_NOISE_CHROMA, 8 * CLEAN_NOISE_CHROMA)
     clipped: Pair = (0.05, 0.20)
     identity: Pair = (0.5, 0.2)
     embedder: Path | None = None
