@@ -1,27 +1,33 @@
-"""Collecting aligned low-quality faces from a camera: the start of an adaptation."""
+"""Collecting aligned low-quality faces from a camera: the start of an adaptation.
+
+`collect` takes every face of a source, all or nothing; `collect_faces` follows faces and keeps what a recorder finds
+worth keeping, as it comes, so that a camera can be collected from for days.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, TextIO
 
 from ufr_edge.errors import ConfigError, InputFileError
 from ufr_edge.files import atomic_folder, check_replaceable, write_json
+from ufr_edge.runtime.face_store import INDEX, RECORD
 from ufr_edge.runtime.faces.align import estimate_alignment, warp_face
 from ufr_edge.runtime.faces.detect import Detects, Face
+from ufr_edge.runtime.faces.limits import FaceLimits
+from ufr_edge.runtime.faces.track import FaceTracker, TrackConfig, TrackedFace
 from ufr_edge.runtime.faces.warp import scale_of
+from ufr_edge.runtime.fingerprint import LEAST_SIDE, measure_face
 from ufr_edge.runtime.images import is_image, list_images, read_image, write_image
+from ufr_edge.runtime.recorder import RecorderConfig, RecorderStats, Sighting, around, open_recorder
 from ufr_edge.runtime.run import Watch
 from ufr_edge.runtime.video.opening import open_source
 from ufr_edge.runtime.video.source import SourceFrame, VideoSource
-
-INDEX = "index.jsonl"
-RECORD = "collect.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +98,71 @@ def collect(
     return CollectReport(source=name, out=out, frames=frames, frames_without_face=faceless, faces=faces)
 
 
+@dataclass(frozen=True, kw_only=True)
+class CollectedReport:
+    """What was looked at, and what the recorder made of it."""
+
+    source: str
+    out: Path
+    frames: int
+    frames_without_face: int
+    recorded: RecorderStats
+
+
+def collect_faces(
+    frames: Iterable[SourceFrame],
+    out: Path,
+    *,
+    source: str,
+    detector: Detects,
+    config: CollectConfig | None = None,
+    recorder: RecorderConfig | None = None,
+    track: TrackConfig | None = None,
+    watch: Callable[[RecorderStats], None] | None = None,
+) -> CollectedReport:
+    """Follow the faces of frames in order and keep in folder `out` what `recorder` asks for: unlike faces of many people.
+
+    `out` is new, or holds collected faces, to which these are added. It is whole whenever this ends or is cut off.
+    Raises OutputError (disk full, other files in it, in use), ShapeError, InferenceError.
+    """
+    config, recorder = config or CollectConfig(), recorder or RecorderConfig()
+    tracker = FaceTracker(detector, track or TrackConfig(), FaceLimits())
+    looked = faceless = 0
+    with open_recorder(out, recorder) as store:
+        for frame in frames:
+            if looked % config.every == 0:
+                faces = tracker.update(frame.image, frame.seconds)
+                faceless += not faces
+                for face in faces:
+                    if face.skipped is None and face.evidence != "predicted":
+                        store.offer(_sighting(frame, face, side=config.side, source=source))
+            looked += 1
+            if watch is not None:
+                watch(store.stats)
+            if config.limit is not None and store.stats.kept >= config.limit:
+                break
+        return CollectedReport(
+            source=source, out=out, frames=looked, frames_without_face=faceless, recorded=store.stats
+        )
+
+
+def _sighting(frame: SourceFrame, track: TrackedFace, *, side: int, source: str) -> Sighting:
+    matrix = estimate_alignment(track.face.landmarks, side)
+    crop = warp_face(frame.image, matrix, side)
+    native = around(frame.image, track.face.box)
+    return Sighting(
+        crop=crop,
+        face=track.face,
+        matrix=matrix,
+        frame_size=(frame.image.shape[1], frame.image.shape[0]),
+        track=track.identity,
+        frame=frame.index,
+        time_s=frame.seconds,
+        source=source,
+        measures=measure_face(crop, native=native) if side >= LEAST_SIDE else {},
+    )
+
+
 def _good(faces: list[Face], config: CollectConfig) -> list[Face]:
     """Faces sure and large enough to learn from."""
 
@@ -133,6 +204,16 @@ def _frames(source: str | Path | VideoSource, every: int) -> Iterator[tuple[str,
         for item in video.items():
             if isinstance(item, SourceFrame) and item.index % every == 0:
                 yield video.info.name, item, total
+
+
+def picture_frames(path: Path) -> Iterator[SourceFrame] | None:
+    """The pictures of a path as frames some seconds apart, each with people of its own; None when it is no picture and no
+    folder of pictures.
+    """
+    if not (path.is_dir() or is_image(path)):
+        return None
+    # Times far apart: each picture begins new tracks.
+    return (replace(frame, pts=10 * number) for number, (_, frame, _) in enumerate(_pictures(path, 1)))
 
 
 def _pictures(path: Path, every: int) -> Iterator[tuple[str, SourceFrame, int | None]]:

@@ -80,11 +80,11 @@ class FaceStore:
     """An open folder of faces: `rows` by seq. One process at a time, one thread. Made by `open_store`."""
 
     def __init__(
-        self, folder: Path, rows: Iterable[FaceRow], *, notes: tuple[str, ...], index: TextIO
+        self, folder: Path, rows: Iterable[FaceRow], *, top: int, notes: tuple[str, ...], index: TextIO
     ) -> None:
         self.folder, self.notes, self._index = folder, notes, index
         self.rows: dict[int, FaceRow] = {row.seq: row for row in rows}
-        self._next = max(self.rows, default=-1) + 1
+        self._next: int = max([top, *self.rows]) + 1
         self._unsynced: list[Path] = []
         self._synced = time.monotonic()
 
@@ -157,11 +157,11 @@ def open_store(folder: Path, *, record: Mapping[str, Any] | None = None) -> Iter
         folder.mkdir(parents=True, exist_ok=True, mode=_PRIVATE_DIR)
         folder.chmod(_PRIVATE_DIR)
     with file_lock(folder / LOCK, timeout_s=0.0):
-        rows, notes = _mended(folder)
+        rows, top, notes = _mended(folder)
         if record is not None:
             write_json(folder / RECORD, record, mode=_PRIVATE)
         with disk_errors(folder / INDEX), _private_append(folder / INDEX) as index:
-            store = FaceStore(folder, rows, notes=notes, index=index)
+            store = FaceStore(folder, rows, top=top, notes=notes, index=index)
             try:
                 yield store
             finally:
@@ -222,8 +222,8 @@ def check_ours(folder: Path) -> None:
         raise OutputError(msg)
 
 
-def _mended(folder: Path) -> tuple[list[FaceRow], tuple[str, ...]]:
-    """Make crops and index agree; what could not be saved is said."""
+def _mended(folder: Path) -> tuple[list[FaceRow], int, tuple[str, ...]]:
+    """Make crops and index agree: the faces, the highest number ever given, and what could not be saved."""
     rows, spoilt, gone, top = _read_index(folder / INDEX) if (folder / INDEX).is_file() else ([], 0, 0, -1)
     for path in folder.iterdir():
         if _BESIDE.fullmatch(path.name):
@@ -244,7 +244,7 @@ def _mended(folder: Path) -> tuple[list[FaceRow], tuple[str, ...]]:
         (len(found), "without its line, kept"),
         (spoilt, "damaged line, left out"),
     )
-    return kept, tuple(f"{count} x {what}" for count, what in said if count)
+    return kept, top, tuple(f"{count} x {what}" for count, what in said if count)
 
 
 def _read_index(path: Path) -> tuple[list[FaceRow], int, int, int]:

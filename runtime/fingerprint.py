@@ -53,6 +53,7 @@ _NEAR, _FAR = 1, 4  # px between the pixels that are compared
 _EDGES = (1.5, 3.0)  # scales, px, between which the steepness of edges is compared
 _PERIODS = (6, 64)
 _STEEPEST = 12.0
+_NO_EDGE = 0.5  # gradient (Sobel, levels) below which the steepest edge of a face is none
 
 GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -239,31 +240,31 @@ def looks_of(faces: int) -> float:
 
 
 def _noise(luma: FloatArray, chroma: FloatArray, coarse: FloatArray) -> dict[str, float]:
-    """Noise by brightness from differences in flat blocks, in two distances."""
-    flat, level = _flat_blocks(luma, coarse)
-    near, far = _difference(luma, _NEAR)[flat], _difference(luma, _FAR)[flat]
-    out: dict[str, float] = {}
-    level = level[flat]
-    for index, (low, high) in enumerate(itertools.pairwise(NOISE_EDGES)):
-        inside = (level >= low) & (level < high)
-        if int(inside.sum()) >= _FEWEST:
-            out[f"noise_{index}"] = _log_level(float(np.median(far[inside])))
-    if far.size:
-        out["noise_chroma"] = _log_level(float(np.median(_difference(chroma, _FAR)[flat])))
+    """Noise by brightness from the flattest blocks of each range, in two distances."""
+    near, far, over = (_difference(*of) for of in ((luma, _NEAR), (luma, _FAR), (chroma, _FAR)))
+    ranges = _flat_blocks(luma, coarse)
+    out = {f"noise_{index}": _log_level(float(np.median(far[flat]))) for index, flat in ranges.items()}
+    if ranges:
+        flat = np.logical_or.reduce(list(ranges.values()))
+        out["noise_chroma"] = _log_level(float(np.median(over[flat])))
         # Var(bend at k) = sigma^2 (1.5 - 2 rho_k + rho_2k / 2), and rho at the far distance is next to nothing.
-        share = (float(np.median(near)) / max(float(np.median(far)), 0.05)) ** 2
+        share = (float(np.median(near[flat])) / max(float(np.median(far[flat])), 0.05)) ** 2
         out["correlation"] = float(np.clip(1 - share, -0.5, 1.0))
     return out
 
 
-def _flat_blocks(luma: FloatArray, coarse: FloatArray) -> tuple[np.typing.NDArray[np.bool_], FloatArray]:
-    """Which blocks of 8 x 8 px have the least structure once noise is smoothed away, and the brightness of each."""
+def _flat_blocks(luma: FloatArray, coarse: FloatArray) -> dict[int, np.typing.NDArray[np.bool_]]:
+    """By brightness range, the blocks of 8 x 8 px with the least structure once noise is smoothed away.
+
+    Chosen within each range: what is left of the noise would favour the ranges that have less of it.
+    """
     level, structure = _per_block(luma[:-_BLOCK, :-_BLOCK]), _per_block(coarse[:-_BLOCK, :-_BLOCK])
-    usable = (level > NOISE_EDGES[0]) & (level < _CLIPPED)
-    if not usable.any():
-        return usable, level
-    limit = np.quantile(structure[usable], _FLAT)
-    return usable & (structure <= limit), level
+    out = {}
+    for index, (low, high) in enumerate(itertools.pairwise(NOISE_EDGES)):
+        inside = (level >= low) & (level < min(high, _CLIPPED))
+        if int(inside.sum()) * _FLAT >= _FEWEST:
+            out[index] = inside & (structure <= np.quantile(structure[inside], _FLAT))
+    return out
 
 
 def _difference(plane: FloatArray, apart: int) -> FloatArray:
@@ -291,8 +292,10 @@ def _log_level(sigma: float) -> float:
 
 def _blur(luma: FloatArray, fine: FloatArray, coarse: FloatArray) -> dict[str, float]:
     """Steepness of the steepest edges at two scales: an edge blurred by b has 1 / sqrt(b^2 + s^2) at scale s."""
-    limit = np.quantile(coarse[::2, ::2], 0.97)
-    at = coarse >= max(float(limit), 1e-3)
+    limit = float(np.quantile(coarse[::2, ::2], 0.97))
+    if limit < _NO_EDGE:
+        return {}
+    at = coarse >= limit
     ratio = float(np.median(fine[at] / np.maximum(coarse[at], 1e-6)))
     low, high = _EDGES
     square = min(max(ratio, 1.0005), high / low) ** 2

@@ -31,13 +31,15 @@ _YAW, _PITCH, _SIZE, _LIGHT = (
     12.0,
 )  # degrees, eye-mouth heights, octaves, levels: one unit each
 _HOUR_S = 3600.0
+_PATCH = 384
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecorderConfig:
     """min_score: of the detection. min_pixels: smallest side, in frame pixels, of what a crop shows. max_yaw: degrees.
     min_inside: share of the crop that lies in the frame. gap_s: seconds between two faces of a track.
-    per_track: most faces of one. novelty: how unlike all others of its track a face must be, in units of `look`.
+    per_track: most faces of one. novelty: how unlike all others of its track a face must be, in units of `look`;
+    repeat_s: after so long without a new face, one like another is taken all the same: its noise is new.
     max_faces, max_mb: of the folder; the redundant and old go first. keep_days: age at which faces are removed, None:
     never. min_free_mb: recording stops when the disk has less. camera: a name, for the index.
     """
@@ -47,8 +49,9 @@ class RecorderConfig:
     max_yaw: float = 50.0
     min_inside: float = 0.9
     gap_s: float = 1.0
-    per_track: int = 12
+    per_track: int = 60
     novelty: float = 1.0
+    repeat_s: float = 5.0
     max_faces: int = 2000
     max_mb: float = 500.0
     keep_days: float | None = 30.0
@@ -62,8 +65,11 @@ class RecorderConfig:
         if self.keep_days is not None and self.keep_days <= 0:
             msg = f"keep_days must be above 0, not {self.keep_days:g}."
             raise ConfigError(msg)
-        if not (0 <= self.min_score <= 1 and 0 <= self.min_inside <= 1) or min(self.gap_s, self.novelty) < 0:
-            msg = "A recorder needs min_score and min_inside from 0 to 1, gap_s and novelty of 0 or more."
+        if (
+            not (0 <= self.min_score <= 1 and 0 <= self.min_inside <= 1)
+            or min(self.gap_s, self.novelty, self.repeat_s) < 0
+        ):
+            msg = "A recorder needs min_score and min_inside from 0 to 1, gap_s, novelty and repeat_s of 0 or more."
             raise ConfigError(msg)
 
 
@@ -163,16 +169,20 @@ class FaceRecorder:
     def _reason(self, seen: Sighting, track: str, look: tuple[float, ...]) -> Refused | None:
         config, last = self._config, self._last.get(track)
         mine = self._tracks.get(track, {})
+        waited = seen.time_s - (-math.inf if last is None else last)
         checks: tuple[tuple[Refused, Callable[[], bool]], ...] = (
             ("unsure", lambda: seen.face.score < config.min_score),
             ("small", lambda: seen.pixels < config.min_pixels),
             ("turned", lambda: abs(yaw_degrees(seen.face.landmarks)) > config.max_yaw),
-            ("soon", lambda: last is not None and 0 <= seen.time_s - last < config.gap_s),
+            ("soon", lambda: 0 <= waited < config.gap_s),
             ("cut off", lambda: share_inside(seen) < config.min_inside),
             ("enough", lambda: len(mine) >= config.per_track),
-            ("alike", lambda: any(apart(look, row.look) < config.novelty for row in mine.values())),
+            ("alike", lambda: waited < config.repeat_s and self._is_known(look, mine)),
         )
         return next((reason for reason, holds in checks if holds()), None)
+
+    def _is_known(self, look: tuple[float, ...], mine: Mapping[int, FaceRow]) -> bool:
+        return any(apart(look, row.look) < self._config.novelty for row in mine.values())
 
     def _drop(self, row: FaceRow, why: str) -> None:
         self._store.drop(row, why)
@@ -246,6 +256,17 @@ def share_inside(seen: Sighting) -> float:
     grid: FloatArray = np.stack(np.meshgrid(line, line), axis=-1).reshape(-1, 2)
     points = apply(inverse(seen.matrix), grid)
     return float(((points >= 0) & (points <= np.array(seen.frame_size) - 1)).all(axis=1).mean())
+
+
+def around(frame: Frame, box: FloatArray) -> Frame:
+    """A copy of the frame at a face's box, from multiples of 8 px on, 384 px at most: for what `measure_face` can
+    only see in the frame's own pixels.
+    """
+    height, width = frame.shape[:2]
+    x0, y0, x1, y1 = (int(v) for v in np.nan_to_num(box))
+    left, top = max(0, x0) // 8 * 8, max(0, y0) // 8 * 8
+    right, bottom = min(width, x1, left + _PATCH), min(height, y1, top + _PATCH)
+    return frame[top : max(top, bottom), left : max(left, right)].copy()
 
 
 def victim(tracks: Any) -> FaceRow:

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
+from fractions import Fraction
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from clips import StubDetector, picture, write_clip, write_picture
 
+from ufr_edge.cli import main
 from ufr_edge.cli.collect import command
 from ufr_edge.errors import ConfigError, InputFileError, OutputError, ShapeError
-from ufr_edge.runtime.collect import CollectConfig, collect
+from ufr_edge.runtime.collect import CollectConfig, collect, collect_faces, picture_frames
+from ufr_edge.runtime.face_store import read_rows
 from ufr_edge.runtime.faces.align import template
 from ufr_edge.runtime.faces.detect import FaceDetector
 from ufr_edge.runtime.faces.warp import apply
 from ufr_edge.runtime.frame import Frame
 from ufr_edge.runtime.images import read_image
+from ufr_edge.runtime.recorder import RecorderConfig
 from ufr_edge.runtime.video.opening import builtin_picture, open_source
 from ufr_edge.runtime.video.source import SourceFrame
 from ufr_edge.runtime.video.synthetic import Motion, SyntheticScene, SyntheticSource
@@ -77,13 +81,122 @@ class TestCollect:
         with pytest.raises(ConfigError):
             CollectConfig(every=0)
 
-    def test_command_on_the_synthetic_camera(self, tmp_path: Path) -> None:
+    def test_command_takes_every_face_when_asked(self, tmp_path: Path) -> None:
         out = tmp_path / "faces"
-        arguments = ["synthetic://?frames=6&size=480x360", "-o", str(out), "--side", "128", "--every", "2"]
+        arguments = [
+            "synthetic://?frames=6&size=480x360",
+            "-o",
+            str(out),
+            "--all",
+            "--side",
+            "128",
+            "--every",
+            "2",
+        ]
         result = CliRunner().invoke(command, [*arguments, "--threads", "1", "--json"], catch_exceptions=False)
         assert result.exit_code == 0
         assert json.loads(result.output)["faces"] == 3
         assert read_image(out / "000002.png").shape == (128, 128, 3)
+
+
+def frames(count: int, *, step: int = 5) -> list[SourceFrame]:
+    """A frame a fifth of a second, slowly brighter."""
+    return [
+        SourceFrame(index=n, pts=n, time_base=Fraction(1, step), image=picture(n % 30)) for n in range(count)
+    ]
+
+
+class TestCollectFaces:
+    RECORDER = RecorderConfig(min_pixels=16, min_inside=0, min_free_mb=0)
+
+    def test_of_one_person_only_what_differs_is_kept(self, tmp_path: Path) -> None:
+        report = collect_faces(
+            frames(30),
+            tmp_path / "faces",
+            source="cam",
+            detector=StubDetector([1]),
+            config=SMALL,
+            recorder=self.RECORDER,
+        )
+        done = report.recorded
+        assert report.frames == 30 and report.frames_without_face == 0
+        assert 1 <= done.kept < 8 and done.refused["soon"] > 10
+        rows = read_rows(tmp_path / "faces")
+        assert len(rows) == done.kept and {row.track for row in rows} == {"0.1"}
+        gaps = np.diff([float(row.rest["stream_s"]) for row in rows])
+        assert (gaps >= 1).all()
+        for row in rows:
+            assert read_image(tmp_path / "faces" / row.file).shape == (64, 64, 3)
+
+    def test_adds_to_what_was_collected_and_stops_at_the_limit(self, tmp_path: Path) -> None:
+        for limit in (1, 1):
+            collect_faces(
+                frames(20),
+                tmp_path / "faces",
+                source="cam",
+                detector=StubDetector([2]),
+                config=CollectConfig(side=64, limit=limit),
+                recorder=self.RECORDER,
+            )
+        assert len(read_rows(tmp_path / "faces")) >= 2
+
+    def test_frames_without_faces_are_counted(self, tmp_path: Path) -> None:
+        report = collect_faces(
+            frames(4),
+            tmp_path / "faces",
+            source="cam",
+            detector=StubDetector([0]),
+            config=SMALL,
+            recorder=self.RECORDER,
+        )
+        assert report.frames_without_face == 4 and report.recorded.held == 0
+
+    def test_pictures_of_a_folder_are_of_different_people(self, tmp_path: Path) -> None:
+        (tmp_path / "in").mkdir()
+        for n in range(3):
+            write_picture(tmp_path / "in" / f"{n}.png", picture(0))
+        found = picture_frames(tmp_path / "in")
+        assert found is not None
+        collect_faces(
+            found,
+            tmp_path / "faces",
+            source="in",
+            detector=StubDetector([1]),
+            config=SMALL,
+            recorder=self.RECORDER,
+        )
+        assert len({row.track for row in read_rows(tmp_path / "faces")}) == 3
+        assert picture_frames(tmp_path / "in.mp4") is None
+
+
+class TestCommand:
+    def run(self, *words: str) -> Result:
+        return CliRunner().invoke(main, ["collect", *words, "--threads", "1", "--no-progress"])
+
+    def test_on_the_synthetic_camera(self, tmp_path: Path) -> None:
+        out = tmp_path / "faces"
+        camera = "synthetic://?frames=8&size=480x360"
+        first = self.run(camera, "-o", str(out), "--side", "128", "--camera", "door", "--json")
+        assert first.exit_code == 0, first.output
+        told = json.loads(first.output)
+        assert told["faces"] == told["recorded"]["kept"] >= 1
+        row = read_rows(out)[0]
+        assert row.rest["camera"] == "door" and read_image(out / row.file).shape == (128, 128, 3)
+        again = self.run(camera, "-o", str(out))
+        assert again.exit_code == 1 and "exists already" in again.output
+        assert self.run(camera, "-o", str(out), "--side", "128", "--append").exit_code == 0
+        assert len(read_rows(out)) > told["faces"]
+        assert self.run(camera, "-o", str(out), "--side", "128", "--overwrite").exit_code == 0
+        assert len(read_rows(out)) <= told["faces"] + 1
+        assert self.run(camera, "-o", str(out), "--append", "--overwrite").exit_code == 2
+
+    def test_no_face_is_an_error_in_words(self, tmp_path: Path) -> None:
+        result = self.run("synthetic://?frames=2&size=96x64", "-o", str(tmp_path / "faces"))
+        assert result.exit_code == 1 and "No face was kept" in result.output
+
+    def test_seconds_end_a_camera(self, tmp_path: Path) -> None:
+        words = ("synthetic://?size=320x240", "-o", str(tmp_path / "faces"), "--seconds", "0.5")
+        assert self.run(*words).exit_code in (0, 1)  # it ends; whether a face was kept is not asked here
 
 
 class TestSyntheticCamera:

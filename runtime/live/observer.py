@@ -14,8 +14,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
-
 from ufr_edge.runtime.drift import DriftConfig, DriftMonitor, DriftState
 from ufr_edge.runtime.faces.track import TrackedFace
 from ufr_edge.runtime.fingerprint import LEAST_SIDE, Fingerprint, measure_face
@@ -23,12 +21,10 @@ from ufr_edge.runtime.frame import Frame
 from ufr_edge.runtime.live.events import EventLog
 from ufr_edge.runtime.live.watch import FaceWatch
 from ufr_edge.runtime.pipeline import RestoredFaces
-from ufr_edge.runtime.recorder import FaceRecorder, RecorderConfig, Sighting, open_recorder
+from ufr_edge.runtime.recorder import FaceRecorder, RecorderConfig, Sighting, around, open_recorder
 from ufr_edge.runtime.video.source import SourceFrame
 
 _DEPTH = 32  # faces that wait to be looked at
-_PATCH = 384  # px of the frame at most, for what only the frame can tell
-_GRID = 8
 _NICE = 10
 _IDLE_S = 1.0
 _JOIN_S = 5.0
@@ -104,7 +100,7 @@ class FaceObserver:
         for number, track in enumerate(faces.tracks):
             if track.evidence == "predicted" or not self._due(track, frame.seconds):
                 continue
-            native = _around(original, track)
+            native = around(original, track.face.box)
             sighting = Sighting(
                 crop=faces.crops[number],
                 face=track.face,
@@ -277,15 +273,6 @@ def _monitor(config: ObserverConfig, events: EventLog, side: int) -> DriftMonito
 
 def _with(sighting: Sighting, measures: Mapping[str, float]) -> Sighting:
     return replace(sighting, measures=measures)
-
-
-def _around(original: Frame, track: TrackedFace) -> Frame:
-    """A copy of the frame at the face, from a multiple of 8 px on."""
-    height, width = original.shape[:2]
-    x0, y0, x1, y1 = (int(v) for v in np.nan_to_num(track.face.box))
-    left, top = max(0, x0) // _GRID * _GRID, max(0, y0) // _GRID * _GRID
-    right, bottom = min(width, x1, left + _PATCH), min(height, y1, top + _PATCH)
-    return original[top : max(top, bottom), left : max(left, right)].copy()
 
 
 def _stop_nothing(reason: str) -> None:

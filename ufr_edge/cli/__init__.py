@@ -40,6 +40,7 @@ COMMANDS: dict[str, CommandInfo] = {
     "doctor": CommandInfo("Say what is installed, what works, and how to mend what does not."),
     "eval": CommandInfo("Measure faces, or a restorer on them, against their clean versions.", "train"),
     "export": CommandInfo("Turn a trained restorer into a bundle of device engines.", "export"),
+    "faces": CommandInfo("Look into a folder of collected faces, measure its camera, and remove them."),
     "finetune": CommandInfo("Train a restorer on pairs of bad faces and targets.", "train"),
     "models": CommandInfo("List shipped weights and known checkpoints, fetch them, show their cards."),
     "pretrain": CommandInfo("Train a restorer or a diffusion prior on clean faces.", "train"),
