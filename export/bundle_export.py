@@ -27,6 +27,7 @@ from ufr_edge.export.lock import build_lock
 from ufr_edge.export.onnx_export import restore_frames
 from ufr_edge.export.requests import EngineRequest
 from ufr_edge.export.sources import BASE, OnnxSources
+from ufr_edge.export.stored_weights import write_weights
 from ufr_edge.export.tensorrt_export import module_name
 from ufr_edge.files import atomic_folder, check_free, check_replaceable, sha256_file
 from ufr_edge.optional import require
@@ -54,13 +55,15 @@ class ExportOptions:
     gate: what engines below fp32 may lose, None = measure and refuse nothing. gate_faces: folder of aligned faces
     (or with `lq/` and `hq/` pairs) to measure the drop on; None = the references, else the faces held out of the
     calibration set. calibration: how frames are chosen and ranges made. store_faces: put the first 8 gate faces
-    into the bundle, for `ufr-edge verify`; they are pictures of people. wait_s: for another build of the same bundle.
+    into the bundle, for `ufr-edge verify`; they are pictures of people. store_weights: put the weights in as fp16, to
+    adapt again from (`ufr-edge readapt`). wait_s: for another build of the same bundle.
     """
 
     gate: GateConfig | None = field(default_factory=GateConfig)
     gate_faces: Path | None = None
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     store_faces: bool = True
+    store_weights: bool = True
     wait_s: float = 3600.0
 
 
@@ -127,7 +130,9 @@ def export_bundle(
         sources.get("onnx", "fp32")
         run = GateRun(folder=folder, sources=sources, parity=inputs.parity, config=chosen.gate)
         gated, entries = _build_engines(formats, run, advance)
-        files = _checksums(folder, [*_used(entries), *_write_evidence(folder, inputs, gated, chosen)])
+        stored = write_weights(folder, restorer) if chosen.store_weights else ()
+        evidence = _write_evidence(folder, inputs, gated, chosen)
+        files = _checksums(folder, [*_used(entries), *stored, *evidence])
         _prune(folder, files)
         manifest = _manifest(restorer, out, inputs, entries, files, lineage or {})
         write_manifest(folder, manifest)

@@ -113,7 +113,7 @@ def test_faces_need_not_be_stored(tmp_path: Path, faces: Path) -> None:
     report = export_bundle(
         tiny_restorer(tmp_path), tmp_path / "a.ufr", formats=[FP32], parity_faces=faces, options=options
     )
-    assert set(report.manifest.files) == {"model.onnx", "gate.json"}
+    assert set(report.manifest.files) == {"model.onnx", "gate.json", "weights.safetensors"}
     assert not list(report.path.rglob("*.png"))
 
 
