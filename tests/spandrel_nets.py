@@ -59,3 +59,30 @@ def codeformer() -> nn.Module:
     """The whole CodeFormer, random weights; on the meta device inside `torch.device("meta")`."""
     network: nn.Module = architecture("CodeFormer", "spandrel_extra_arches")()
     return network
+
+
+class Layer(nn.Module):
+    """A stand-in for a transformer layer: mixes tokens with the positions."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear1 = nn.Linear(width, width)
+
+    def forward(self, tokens: Tensor, query_pos: Tensor) -> Tensor:
+        out: Tensor = tokens + self.linear1(tokens + query_pos)
+        return out
+
+
+class TinyCodeFormer(nn.Module):
+    """The parts of CodeFormer under their own names, 16 x 16 tokens of a 512 px face, few channels."""
+
+    def __init__(self, width: int = 8, codes: int = 12) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Conv2d(3, width, 32, stride=32))
+        self.quantize = nn.ModuleDict({"embedding": nn.Embedding(codes, width)})
+        self.feat_emb = nn.Linear(width, width)
+        self.position_emb = nn.Parameter(torch.randn(256, width))
+        self.ft_layers = nn.Sequential(Layer(width), Layer(width))
+        self.idx_pred_layer = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, codes, bias=False))
+        self.generator = nn.Conv2d(width, 3, 1)
+        self.fuse_convs_dict = nn.ModuleDict({"32": nn.Conv2d(width, width, 1)})
