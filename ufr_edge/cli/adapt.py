@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,15 +16,18 @@ from ufr_edge.cli.options import (
     override,
     preset_option,
     read_config,
-    sampler_from,
     sampler_options,
     tell_licences,
     training_options,
 )
+from ufr_edge.cli.targets import target_options, targets_from
+
+if TYPE_CHECKING:
+    from ufr_edge.adaptation.adapt import AdaptConfig
 
 
 @click.command("adapt")
-@click.option("-i", "--input", "faces", required=True, type=FOLDER, help="Aligned low-quality faces of one camera.")
+@click.option("-i", "--input", "faces", required=True, type=FOLDER, help="Low-quality faces of one camera; photographs are aligned.")
 @click.option("-o", "--output", "out", required=True, type=FOLDER, help="Run folder.")
 @click.option("--real", type=FOLDER, help="Unrelated clean faces, for the adversarial term.")
 @click.option("--test", "test_faces", type=FOLDER, help="Faces of the camera to measure on, kept out of training.")
@@ -32,10 +35,12 @@ from ufr_edge.cli.options import (
 @click.option("--restorer", help="Name, run folder or checkpoint. [default: edge-m-256]")
 @click.option("--prior", help="Shipped name, diffusers folder or hub id. [default: prior-256]")
 @preset_option
+@target_options
 @sampler_options
 @loss_options
 @training_options
 @licence_option
+@click.option("--no-align", is_flag=True, help="Take every picture as it is: aligned, none twice.")
 @click.option("--overwrite", is_flag=True, help="Replace targets and training made with other settings.")
 @common_options
 def command(
@@ -48,31 +53,53 @@ def command(
     no_progress: bool,
     config_file: Path | None,
     accept_licence: bool,
+    no_align: bool,
     **given: Any,
 ) -> None:
     """Adapt a restorer to the low-quality faces of one camera, without ground truth.
 
-    Writes targets/, weights.safetensors, figures.json and report.html; goes on where an earlier call stopped.
+    Tells how long it will take, then writes targets/, weights.safetensors, figures.json and report.html; goes on where
+    an earlier call stopped. `accelerate launch -m ufr_edge adapt ...` shares the work over processes.
     """
-    from ufr_edge.adaptation.adapt import AdaptConfig, adapt
+    from ufr_edge.adaptation.adapt import adapt
+    from ufr_edge.adaptation.workers import is_main_process
+
+    config = _config(config_file, given, real, accept_licence=accept_licence)
+    report = adapt(
+        faces,
+        out,
+        override(config, {"align": False if no_align else None}),
+        real=real,
+        test_faces=test_faces,
+        truth=truth,
+        overwrite=overwrite,
+        tell=click.echo,
+        show=not no_progress,
+    )
+    if not is_main_process():
+        return
+    for name, figures in report.figures.items():
+        click.echo(f"{name}: " + "  ".join(f"{key} {value:.4g}" for key, value in figures.items()))
+    click.echo(f"weights: {report.weights}\nreport:  {report.report}")
+    click.echo(f"next:    ufr-edge export {out} -o {out.name}.ufr --calibration {faces}")
+
+
+def _config(
+    config_file: Path | None, given: dict[str, Any], real: Path | None, *, accept_licence: bool
+) -> AdaptConfig:
+    """The settings: what suits the machine unless a preset or a file says otherwise, then the dial, then the flags."""
+    from ufr_edge.adaptation.adapt import AdaptConfig
+    from ufr_edge.adaptation.forecast import for_machine
     from ufr_edge.adaptation.presets import get_preset
 
     stated = bool(config_file or given["preset"])
     config = read_config(AdaptConfig, config_file, get_preset(given["preset"]))
     shared = {f"targets.{name}": given[name] for name in ("restorer", "prior", "device", "seed")}
+    if given["fidelity"] is not None:
+        config = config.at_fidelity(given["fidelity"])
     config = override(config, {"finetune": finetune_config(config.finetune, given, real, stated=stated), **shared})
-    tell_licences([config.targets.restorer], accept=accept_licence)
-    config = override(config, {"targets.sampler": sampler_from(given, config.targets.sampler)})
-    report = adapt(
-        faces,
-        out,
-        config,
-        real=real,
-        test_faces=test_faces,
-        truth=truth,
-        overwrite=overwrite,
-        show=not no_progress,
-    )
-    for name, figures in report.figures.items():
-        click.echo(f"{name}: " + "  ".join(f"{key} {value:.4g}" for key, value in figures.items()))
-    click.echo(f"weights: {report.weights}\nreport:  {report.report}")
+    if not stated:
+        config = override(config, {"targets": for_machine(config.targets)})
+    config = override(config, {"targets": targets_from(given, config.targets)})
+    tell_licences(filter(None, (config.targets.restorer, config.targets.teacher)), accept=accept_licence)
+    return config

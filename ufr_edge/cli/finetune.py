@@ -95,6 +95,7 @@ def _finetune_values(given: dict[str, Any]) -> dict[str, Any]:
         "lpips_backbone": given["lpips_backbone"],
         "download": given["download"],
         "replay": given["replay"],
+        "camera_pairs": given["camera_pairs"],
         "training.losses.l1": given["w_l1"],
         "training.losses.prior_features": given["w_features"],
         "training.losses.lpips": given["w_lpips"],

@@ -63,7 +63,7 @@ def training_options(function: F) -> F:
 
 
 def loss_options(function: F) -> F:
-    """`--w-l1`, `--perceptual`, `--w-features`, `--w-lpips`, `--w-adversarial`, `--replay`: the terms of fine-tuning."""
+    """`--w-l1`, `--perceptual`, `--w-features`, `--w-lpips`, `--w-adversarial`, `--replay`, `--camera-pairs`: the terms of fine-tuning."""
     return stack(
         click.option("--w-l1", type=click.FloatRange(0), help="Weight of L1. [default: 1.0]"),
         click.option(
@@ -90,6 +90,11 @@ def loss_options(function: F) -> F:
             "--replay",
             type=click.FloatRange(0, 1),
             help="Share of old (classic) pairs in each batch, from --real. [default: 0]",
+        ),
+        click.option(
+            "--camera-pairs",
+            type=click.FloatRange(0, 1),
+            help="Share of each batch that is targets degraded by an estimate of the camera; for few faces. [default: 0]",
         ),
     )(function)
 
