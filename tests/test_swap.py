@@ -435,6 +435,7 @@ def many_swaps(folder: Path, count: int) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc to count descriptors")
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("count", [90, 1000])
 def test_many_swaps_leave_nothing_behind(tmp_path: Path, count: int) -> None:
     with ExitStack() as stack:
