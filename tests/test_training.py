@@ -162,7 +162,7 @@ def test_discriminator_has_the_papers_size() -> None:
 
 def test_generator_gradient_never_reaches_the_discriminator() -> None:
     """Paper statement 14: the adversarial gradient goes to the image only."""
-    adversary = Adversary(features=8, lr=1e-4, workers=Workers("cpu"))
+    adversary = Adversary(UNetDiscriminatorSN(8), lr=1e-4, workers=Workers("cpu"))
     image = torch.rand(2, 3, 64, 64, requires_grad=True)
     adversary.generator_loss(image).backward()  # type: ignore[no-untyped-call]
     assert image.grad is not None and image.grad.abs().sum() > 0

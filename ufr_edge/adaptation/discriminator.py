@@ -12,6 +12,8 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from ufr_edge.adaptation.training import loss_scaler, place
 from ufr_edge.adaptation.workers import Workers
+from ufr_edge.errors import ConfigError
+from ufr_edge.priors.features import PriorFeatures, unit_features
 
 
 class UNetDiscriminatorSN(nn.Module):
@@ -48,15 +50,65 @@ def _sn(inside: int, outside: int, kernel: int, *, stride: int = 1) -> nn.Module
     return spectral_norm(nn.Conv2d(inside, outside, kernel, stride=stride, padding=1, bias=False))
 
 
+class PriorDiscriminator(nn.Module):
+    """Real/fake logits on the frozen prior's features: RGB float (B, 3, H, W) to (B, levels, h, w).
+
+    A small head on each level, all at the finest level's grid (after Sauer et al. 2021, Projected GANs). It tells
+    fakes apart within some hundred steps, where `UNetDiscriminatorSN` from scratch still guesses: not the paper's.
+    Only the heads are trained, and kept in checkpoints.
+    """
+
+    def __init__(self, features: PriorFeatures, width: int = 64) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(_head(channels, width) for channels in features.channels)
+        self._look = features.__call__  # not a submodule: frozen, and never in the state
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits."""
+        maps = self._look(images)
+        size = maps[0].shape[-2:]
+        logits = [head(unit_features(level)) for head, level in zip(self.heads, maps, strict=True)]
+        return torch.cat([F.interpolate(x, size=size) for x in logits], 1)
+
+
+def _head(channels: int, width: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(channels, width, 1),
+        nn.LeakyReLU(0.2),
+        nn.Conv2d(width, width, 3, padding=1),
+        nn.LeakyReLU(0.2),
+        nn.Conv2d(width, 1, 1),
+    )
+
+
+def build_discriminator(kind: str, *, features: int, prior: PriorFeatures | None) -> nn.Module:
+    """Return an untrained discriminator: "unet" with `features` channels, or "prior-features" on those of `prior`.
+
+    Raises ConfigError for "prior-features" without a prior.
+    """
+    if kind == "unet":
+        return UNetDiscriminatorSN(features)
+    if prior is None:
+        msg = "The discriminator on the prior's features needs a prior: give --prior, or choose discriminator = \"unet\"."
+        raise ConfigError(msg)
+    return PriorDiscriminator(prior)
+
+
 class Adversary:
     """A discriminator trained from scratch beside the restorer, one step for each of the restorer's."""
 
-    def __init__(self, *, features: int, lr: float, workers: Workers, beta2: float = 0.999, precision: str = "fp32") -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        lr: float,
+        workers: Workers,
+        betas: tuple[float, float] = (0.9, 0.999),
+        precision: str = "fp32",
+    ) -> None:
         self.workers = workers
-        self.model = place(UNetDiscriminatorSN(features), workers.device)
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=lr, betas=(0.9, beta2), weight_decay=0.0
-        )
+        self.model = place(model, workers.device)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=lr, betas=betas, weight_decay=0.0)
         self.trained = workers.wrap(self.model)
         self.scaler = loss_scaler(workers.device, precision)
 

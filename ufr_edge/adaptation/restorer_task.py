@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from ufr_edge.adaptation.discriminator import Adversary
+from ufr_edge.adaptation.discriminator import Adversary, build_discriminator
 from ufr_edge.adaptation.optimizers import OptimizerName, build_optimizer
 from ufr_edge.adaptation.pictures import strip
 from ufr_edge.adaptation.training import (
@@ -90,6 +90,8 @@ class RestorerTraining:
 
     `accumulate`: a step's batch is computed in so many parts, one after another, to fit into memory; the result
     is that of the whole batch.
+    `discriminator`: "unet" is the paper's, trained from scratch, and needs many thousands of steps; "prior-features"
+    is small heads on the frozen prior's features, for short trainings.
     `adversarial_crop`: the discriminator sees a random crop of this side (multiple of 8) instead of the whole
     face, which makes it as many times cheaper; 0 is the whole face, the paper's. `features_crop`: the same for
     the perceptual term. The restorer does not hear the discriminator in the first `adversarial_delay` steps,
@@ -107,7 +109,9 @@ class RestorerTraining:
     beta2: float = 0.999
     accumulate: int = 1
     precision: str = "auto"
+    discriminator: Literal["unet", "prior-features"] = "unet"
     discriminator_lr: float = 2e-5
+    discriminator_beta1: float = 0.9
     discriminator_features: int = 64
     adversarial_crop: int = 0
     adversarial_delay: int = 0
@@ -260,9 +264,11 @@ class RestorerTask(PairTask):
         self.real, self.features, self.lpips = real, features, lpips
         self.adversary = (
             Adversary(
-                features=config.discriminator_features,
+                build_discriminator(
+                    config.discriminator, features=config.discriminator_features, prior=features
+                ),
                 lr=config.discriminator_lr,
-                beta2=config.beta2,
+                betas=(config.discriminator_beta1, config.beta2),
                 workers=workers,
                 precision=config.precision,
             )

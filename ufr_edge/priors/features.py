@@ -53,6 +53,7 @@ class PriorFeatures(nn.Module):
             t = torch.tensor([timestep], device=unet.device)
             emb = unet.time_embedding(unet.time_proj(t).to(unet.dtype))
         self.register_buffer("emb", emb)
+        self.channels = tuple(block.resnets[-1].out_channels for block in self.down_blocks)
         self.eval()
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -95,11 +96,12 @@ def prior_feature_distance(features: PriorFeatures, a: Tensor, b: Tensor) -> Ten
         msg = f"The images to compare differ in shape: {tuple(a.shape)} and {tuple(b.shape)}."
         raise ShapeError(msg)
     pairs = zip(features(a), features(b), strict=True)
-    levels = [(_unit(p) - _unit(q)).square().sum(1).mean((1, 2)) for p, q in pairs]
+    levels = [(unit_features(p) - unit_features(q)).square().sum(1).mean((1, 2)) for p, q in pairs]
     return torch.stack(levels).mean(0)
 
 
-def _unit(maps: Tensor) -> Tensor:
+def unit_features(maps: Tensor) -> Tensor:
+    """Return feature maps (B, C, h, w), float32, of length 1 over the channels at every position."""
     maps = maps.float()
     return maps * (maps.square().sum(1, keepdim=True) + 1e-10).rsqrt()
 
