@@ -1,6 +1,6 @@
 """Statements 10-15, 19 and 20 of the method brief, section 13, as far as networks and figures go, each by its number.
 
-1-9 are in test_paper_statements.py, the rest of 12-14 in test_training.py, 16 and 17 in test_degradations.py.
+1-9 are in test_paper_statements.py, the rest of 12-15 in test_presets.py and test_finetune.py, 16 and 17 in test_degradations.py.
 """
 
 from __future__ import annotations

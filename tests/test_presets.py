@@ -16,7 +16,7 @@ from spandrel_nets import swinir, swinir_state
 from torch import Tensor, nn
 from training_fakes import SIDE, make_faces, save_small_prior, save_small_restorer, write_faces
 
-from ufr_edge.adaptation.adapt import AdaptConfig
+from ufr_edge.adaptation.adapt import AdaptConfig, adapt
 from ufr_edge.adaptation.faces import FaceSet
 from ufr_edge.adaptation.finetune import FinetuneConfig, Pairs, finetune, pair_source
 from ufr_edge.adaptation.presets import CODEFORMER, PRESETS, SWINIR, get_preset
@@ -27,6 +27,7 @@ from ufr_edge.adaptation.training import Ema
 from ufr_edge.adaptation.workers import Workers
 from ufr_edge.cli import main
 from ufr_edge.cli.finetune import finetune_config
+from ufr_edge.cli.options import tell_licences
 from ufr_edge.config import load_config
 from ufr_edge.errors import BackendUnavailableError, ConfigError
 from ufr_edge.metrics.lpips_net import NETS as LPIPS_NETS
@@ -319,6 +320,35 @@ def test_the_command_says_what_lacks_before_it_reads_anything(tmp_path: Path) ->
     assert refused.exit_code == 1 and "needs real faces" in refused.stderr
     fetch = CliRunner().invoke(main, [*order, "--preset", "paper-codeformer"], env={"UFR_CACHE": str(tmp_path)})
     assert fetch.exit_code == 1 and "models fetch codeformer --accept-licence" in fetch.stderr
+
+
+def test_adapt_refuses_codes_of_another_network_before_it_makes_targets(tmp_path: Path) -> None:
+    config = dataclasses.replace(
+        CODEFORMER,
+        targets=dataclasses.replace(CODEFORMER.targets, restorer=save_small_restorer(tmp_path / "base.safetensors")),
+    )
+    faces = write_faces(tmp_path / "faces", make_faces(8))
+    with pytest.raises(ConfigError, match="a CodeFormer only"):
+        adapt(faces, tmp_path / "run", config, show=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_licence_is_told_and_accepted_by_a_flag(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Our own restorers say nothing; a restricted one is refused until accepted, then named by its licence."""
+    monkeypatch.setenv("UFR_CACHE", str(tmp_path / "cache"))
+    path = KNOWN_MODELS["swinir-face-gan"].path
+    path.parent.mkdir(parents=True)
+    torch.save(swinir_state(swinir()), path)
+    tell_licences([save_small_restorer(tmp_path / "base.safetensors")], accept=False)
+    assert capsys.readouterr().err == ""
+    with pytest.raises(ConfigError, match="--accept-licence"):
+        tell_licences(["swinir-face-gan"], accept=False)
+    for accept in (True, False):  # once is enough
+        tell_licences(["swinir-face-gan"], accept=accept)
+        assert "weights CC BY-NC-SA 4.0" in capsys.readouterr().err
+    assert load_any_restorer("swinir-face-gan").meta["weights_licence"].startswith("CC BY-NC-SA")
 
 
 def test_a_swinir_is_fine_tuned_and_read_again(tmp_path: Path) -> None:

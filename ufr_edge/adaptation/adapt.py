@@ -21,6 +21,7 @@ from ufr_edge.adaptation.intake import take_in
 from ufr_edge.adaptation.qa import worst
 from ufr_edge.adaptation.restorer_task import HeldOut, restore_batch
 from ufr_edge.adaptation.targets import TargetsConfig, TargetsReport, make_targets, open_detector, read_index
+from ufr_edge.adaptation.terms import check_objective
 from ufr_edge.adaptation.training import CHECKPOINT, pick_device
 from ufr_edge.adaptation.workers import Workers
 from ufr_edge.errors import ConfigError
@@ -30,7 +31,7 @@ from ufr_edge.restorers.loading import WEIGHTS_NAME, load_any_restorer
 
 Images = NDArray[np.uint8]
 Tell = Callable[[str], None]
-LOGGED = ("l1", "prior_features", "lpips", "adversarial", "discriminator", "psnr")
+LOGGED = ("l1", "prior_features", "lpips", "adversarial", "discriminator", "features", "codes", "psnr")
 MEASURED = 64
 """Training faces that figures are taken of where no others are given."""
 
@@ -106,7 +107,9 @@ def adapt(
     config, tell = config.aligned(), tell or _silent
     workers = Workers(config.targets.device)
     tell = tell if workers.main else _silent
-    side = load_any_restorer(config.targets.restorer).side
+    start = load_any_restorer(config.targets.restorer)
+    check_objective(start.model, config.finetune)  # before the hours that targets take
+    side = start.side
     held = load_pairs(test_faces, truth, side, minimum=1) if test_faces and truth else None
     with workers.main_first():
         folder = _ready(faces, out, config, side, tell, show=show and workers.main)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from ufr_edge.adaptation.code_task import CodeTask
+from ufr_edge.adaptation.code_task import CodeTask, check_codes
 from ufr_edge.adaptation.faces import FaceSet
 from ufr_edge.adaptation.restorer_task import HeldOut, LossWeights, PairSource, PairTask, RestorerTask
 from ufr_edge.adaptation.sources import face_source
@@ -66,6 +66,12 @@ def check_terms(config: FinetuneConfig, real: Path | None) -> None:
         with _mending_lpips():
             find_head(NETS[losses.lpips_net].head)
             find_backbone(NETS[losses.lpips_net].backbone, path=config.lpips_backbone)
+
+
+def check_objective(model: AnyModel, config: FinetuneConfig) -> None:
+    """Raise ConfigError when the objective is not one of this network (see `CodeTask`)."""
+    if config.training.objective == "codes":
+        check_codes(model, config.training)
 
 
 def task_kind(config: FinetuneConfig) -> str:
