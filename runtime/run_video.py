@@ -18,11 +18,13 @@ from ufr_edge.runtime.run_parts import PartFolder, job_key
 from ufr_edge.runtime.run_span import Plan, restore_span
 from ufr_edge.runtime.run_workers import restore_in_workers
 from ufr_edge.runtime.video.encoder import coded_format, coded_size
-from ufr_edge.runtime.video.joining import Film, join
+from ufr_edge.runtime.video.joining import Film, fitting_tracks, join
 from ufr_edge.runtime.video.opening import open_source
 from ufr_edge.runtime.video.planes import layout_of
 from ufr_edge.runtime.video.source import VideoInfo, VideoSource
 from ufr_edge.runtime.video.writer import check_video_name
+
+_NO_TRACKS: tuple[tuple[int, ...], tuple[str, ...]] = ((), ())
 
 
 def run_video(
@@ -50,35 +52,46 @@ def run_video(
         video = stack.enter_context(
             closing(open_source(source, threads=config.threads, partial=config.partial))
         )
-        info = _as_written(video.info, engine, config)
-        key = job_key(source, engine, config)
-        folder = PartFolder(
-            path=out.parent / f".{out.name}.parts",
-            window=Fraction(config.segment_s).limit_denominator(1000),
-            start=info.start,
-        )
-        pix_fmt = coded_format(info, config.encode)
-        plan = Plan(source=source, info=info, pix_fmt=pix_fmt, folder=folder, config=config)
-        lost = stack.enter_context(folder.held(key))
+        plan = _plan(source, out, video, engine, config)
+        lost = stack.enter_context(plan.folder.held(job_key(source, engine, config)))
+        probe = plan.folder.path / f"probe{out.suffix}"
+        tracks, left_out = fitting_tracks(Path(source), probe) if is_file else _NO_TRACKS
         job = stack.enter_context(prepared(engine, config, detector, watch))
         started = time.perf_counter()
         kept = _restore(job, video, plan, reopen)
-        records = folder.finished()
-        for record in records.values():
-            job.tally.add(record)
-        film = Film(
-            parts=[(folder.part(index), record) for index, record in sorted(records.items())],
-            info=info,
-            size=coded_size((info.width, info.height), pix_fmt),
-            encode=config.encode,
-            source=Path(source) if is_file else None,
-            partial=config.partial,
-        )
-        with atomic_file(out) as beside:
-            tracks = join(film, beside)
-        folder.clear()
-        notes = (*_notes(video, plan), *tracks, *lost)
+        _join(job, plan, out, source=Path(source) if is_file else None, tracks=tracks)
+        plan.folder.clear()
+        notes = (*_notes(video, plan), *left_out, *lost)
         return job.report("video", str(source), out, started, *notes, kept=kept)
+
+
+def _plan(source: str | Path, out: Path, video: VideoSource, engine: Restores, config: RunConfig) -> Plan:
+    info = _as_written(video.info, engine, config)
+    folder = PartFolder(
+        path=out.parent / f".{out.name}.parts",
+        window=Fraction(config.segment_s).limit_denominator(1000),
+        start=info.start,
+    )
+    pix_fmt = coded_format(info, config.encode)
+    return Plan(source=source, info=info, pix_fmt=pix_fmt, folder=folder, config=config)
+
+
+def _join(job: Job, plan: Plan, out: Path, *, source: Path | None, tracks: tuple[int, ...]) -> None:
+    """Make the film of the parts, and count what they hold."""
+    records = plan.folder.finished()
+    for record in records.values():
+        job.tally.add(record)
+    film = Film(
+        parts=[(plan.folder.part(index), record) for index, record in sorted(records.items())],
+        info=plan.info,
+        size=coded_size((plan.info.width, plan.info.height), plan.pix_fmt),
+        encode=plan.config.encode,
+        source=source,
+        tracks=tracks,
+        partial=plan.config.partial,
+    )
+    with atomic_file(out) as beside:
+        join(film, beside)
 
 
 def _restore(job: Job, video: VideoSource, plan: Plan, reopen: Reopen | None) -> int:

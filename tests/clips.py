@@ -76,15 +76,21 @@ def write_clip(
     pts: Sequence[int] | None = None,
     time_base: Fraction = Fraction(1, 1000),
     sound: str | None = None,
+    tracks: int = 1,
+    subtitles: str | None = None,
+    rate: Fraction = Fraction(25),
     codec: str = "libx264",
     pix_fmt: str = "yuv420p",
     rotation: int | None = None,
     colour: tuple[int, int, int, int] | None = None,
 ) -> Path:
-    """Write `picture(0)`, `picture(1)`, ... at `pts` (default 25 a second); sound: an encoder's name."""
-    times = list(pts) if pts is not None else [round(n / 25 / time_base) for n in range(frames)]
+    """Write `picture(0)`, `picture(1)`, ... at `pts` (default: at `rate`); sound: an encoder's name.
+
+    tracks: of sound, each with its own tone and language. subtitles: a codec's name, one line a second.
+    """
+    times = list(pts) if pts is not None else [round(n / rate / time_base) for n in range(frames)]
     with av.open(str(path), "w") as container:
-        video: Any = container.add_stream(codec, rate=25)
+        video: Any = container.add_stream(codec, rate=rate)
         video.width, video.height, video.pix_fmt = *size, pix_fmt
         video.codec_context.time_base = video.time_base = time_base
         if codec == "libx264":
@@ -94,22 +100,52 @@ def write_clip(
         if colour:
             context = video.codec_context
             context.colorspace, context.color_range, context.color_primaries, context.color_trc = colour
-        voice = container.add_stream(sound, rate=48000) if sound else None
+        voices = [container.add_stream(sound, rate=48000) for _ in range(tracks)] if sound else []
+        for voice, language in zip(voices, ("eng", "deu", "fra"), strict=False):
+            voice.metadata["language"] = language
+        text: Any = container.add_mux_stream(subtitles) if subtitles else None
+        if text is not None:
+            text.time_base = Fraction(1, 1000)
+            text.metadata["language"] = "eng"
         for number, when in enumerate(times):
             frame: Any = av.VideoFrame.from_ndarray(picture(number, size=size), format="rgb24")
             frame = frame.reformat(format=pix_fmt, dst_color_range=colour[1] if colour else 1)
+            if "10le" in pix_fmt or "12le" in pix_fmt:
+                _fine_ramp(frame)
             frame.pts, frame.time_base = when, time_base
             container.mux(video.encode(frame))
         container.mux(video.encode(None))
-        if voice:
-            _write_sound(container, voice, seconds=float(times[-1] * time_base))
+        seconds = float(times[-1] * time_base)
+        for number, voice in enumerate(voices):
+            _write_sound(container, voice, seconds=seconds, tone=440 * (number + 1))
+        if text is not None:
+            _write_text(container, text, seconds=seconds)
     return path
 
 
-def _write_sound(container: Any, voice: Any, *, seconds: float) -> None:
+def _fine_ramp(frame: Any) -> None:
+    """A luma ramp in steps finer than 8 bits can tell."""
+    plane = frame.planes[0]
+    rows = np.frombuffer(plane, np.uint16).reshape(plane.height, -1)
+    rows[:, : plane.width] = 300 + np.arange(plane.width)
+
+
+def _write_text(container: Any, stream: Any, *, seconds: float) -> None:
+    for second in range(int(seconds)):
+        line = f"line {second}".encode()
+        packet = av.Packet(
+            line if "mov" not in container.format.name else len(line).to_bytes(2, "big") + line
+        )
+        packet.stream, packet.time_base = stream, Fraction(1, 1000)
+        packet.pts = packet.dts = 1000 * second
+        packet.duration = 800
+        container.mux(packet)
+
+
+def _write_sound(container: Any, voice: Any, *, seconds: float, tone: float = 440) -> None:
     size = voice.codec_context.frame_size or 1024
     for start in range(0, int(seconds * 48000), size):
-        wave = np.sin(np.arange(start, start + size, dtype=np.float32) / 48000 * 2 * np.pi * 440)
+        wave = np.sin(np.arange(start, start + size, dtype=np.float32) / 48000 * 2 * np.pi * tone)
         stereo = np.stack([wave, wave]).astype(np.float32)
         frame: Any = av.AudioFrame.from_ndarray(stereo, format="fltp", layout="stereo")
         frame.sample_rate, frame.pts, frame.time_base = 48000, start, Fraction(1, 48000)
@@ -126,13 +162,14 @@ def read_clip(path: Path) -> list[tuple[Fraction, Frame]]:
         ]
 
 
-def sound_packets(path: Path) -> list[tuple[Fraction, bytes]]:
-    """(seconds, bytes) of every packet of the first sound stream."""
+def sound_packets(path: Path, track: int = 0, *, kind: str = "audio") -> list[tuple[Fraction, bytes]]:
+    """(seconds, bytes) of every packet of a stream of sound, or of another kind."""
     with av.open(str(path)) as container:
+        stream = getattr(container.streams, kind)[track]
         return [
             (Fraction(p.pts) * Fraction(p.time_base), bytes(p))
-            for p in container.demux(container.streams.audio[0])
-            if p.pts is not None
+            for p in container.demux(stream)
+            if p.pts is not None and p.size
         ]
 
 

@@ -26,7 +26,7 @@ _WRITTEN_BY_MUXER = frozenset({"major_brand", "minor_version", "compatible_brand
 class Film:
     """What is joined. parts: their files and records, in order. size: (width, height) as coded.
 
-    source: the file whose other tracks are copied, None for none. partial: it may be damaged.
+    source: the file whose `tracks` are copied, None for none. partial: it may be damaged.
     """
 
     parts: Sequence[tuple[Path, PartRecord]]
@@ -34,22 +34,19 @@ class Film:
     size: tuple[int, int]
     encode: EncodeConfig
     source: Path | None
+    tracks: tuple[int, ...] = ()
     partial: bool = False
 
 
-def join(film: Film, out: Path) -> tuple[str, ...]:
-    """Write the film to `out`; returns notes on the tracks that are not in it.
-
-    All sound is copied, or OutputError names the track; subtitles and the rest where the container takes them.
-    Raises InputFileError, OutputError.
-    """
+def join(film: Film, out: Path) -> None:
+    """Write the film to `out`. Raises InputFileError, OutputError."""
     kind = out.suffix.lower()
     with ExitStack() as stack:
         source = None if film.source is None else stack.enter_context(closing(open_input(film.source)))
         with output_errors(kind):
             target: Any = stack.enter_context(closing(av.open(str(out), "w")))
             pictures = add_picture_stream(target, film.info, film.size, film.encode)
-            copied, notes = ({}, ()) if source is None else _copy_tracks(source, film.source, target, kind)
+            copied = {} if source is None else _copy_tracks(source, film.tracks, target)
             target.start_encoding()
         _check_headers(film, bytes(pictures.codec_context.extradata or b""))
         written = 0
@@ -63,35 +60,57 @@ def join(film: Film, out: Path) -> tuple[str, ...]:
     if written != (wanted := sum(record.frames for _, record in film.parts)):
         msg = f"{written} frames were joined, {wanted} restored. Delete the folder of parts and run again."
         raise OutputError(msg)
-    return notes
 
 
-def _copy_tracks(
-    source: Any, path: Path | None, target: Any, kind: str
-) -> tuple[dict[int, Any], tuple[str, ...]]:
-    """Streams to copy, source index to new stream; and what the container does not take."""
-    picture = picture_stream(source, path or Path())
-    copied: dict[int, Any] = {}
-    notes = []
-    for stream in source.streams:
-        if stream.index == picture.index:
-            continue
-        try:
-            new = target.add_stream_from_template(stream)
-        except (av.error.FFmpegError, ValueError, TypeError, NotImplementedError) as exc:
+def fitting_tracks(source: Path, probe: Path) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Indices of the tracks beside the pictures that a file named as `probe` takes, and notes on the others.
+
+    Found by trying each in a file `probe`, which is not kept: before hours of work rather than after. All sound is
+    taken, or OutputError names the track.
+    """
+    fitting, notes = list[int](), list[str]()
+    kind = probe.suffix.lower()
+    with closing(open_input(source)) as opened:
+        picture = picture_stream(opened, source)
+        for stream in opened.streams:
+            if stream.index == picture.index:
+                continue
+            if _fits(stream, probe):
+                fitting.append(stream.index)
+                continue
             if stream.type == "audio":
                 msg = f"{_track(stream)} cannot go into a {kind} file. Choose .mkv."
-                raise OutputError(msg) from exc
+                raise OutputError(msg)
             mend = " Choose .mkv to keep it." if kind != ".mkv" and stream.type == "subtitle" else ""
             notes.append(f"{_track(stream)} is left out: a {kind} file does not take it.{mend}")
-            continue
+    return tuple(fitting), tuple(notes)
+
+
+def _fits(stream: Any, probe: Path) -> bool:
+    try:
+        with closing(av.open(str(probe), "w")) as target:
+            target.add_stream_from_template(stream)
+            target.start_encoding()
+    except (av.error.FFmpegError, ValueError, TypeError, NotImplementedError):
+        return False
+    finally:
+        probe.unlink(missing_ok=True)
+    return True
+
+
+def _copy_tracks(source: Any, indices: Iterable[int], target: Any) -> dict[int, Any]:
+    """New streams by the source's index."""
+    copied = {}
+    for index in indices:
+        stream = source.streams[index]
+        new = target.add_stream_from_template(stream)
         new.metadata.update(_plain(stream.metadata))
         new.disposition = stream.disposition
-        copied[stream.index] = new
+        copied[index] = new
     target.metadata.update(_plain(source.metadata))
     if chapters := source.chapters():
         target.set_chapters(chapters)
-    return copied, tuple(notes)
+    return copied
 
 
 def _plain(metadata: dict[str, str]) -> dict[str, str]:

@@ -45,6 +45,7 @@ class VideoReader:
             first = self._read_first(probe)
         self._decoded, self._sought, self._end = 0, False, Fraction(0)
         self._container, self._stream = self._open()
+        self._fresh = True
         self.steady = True
         """Whether no time stamp jumped back so far: else a later read cannot begin in the middle."""
         self._damage: list[str] = []
@@ -91,12 +92,15 @@ class VideoReader:
     def _decode_from(self, since: Fraction | None) -> Iterator[Any]:
         """Decoded frames from before `since` on; from the start of the file where seeking is not certain."""
         target = None if since is None else since - _MARGIN
+        at_start, self._fresh, self._sought = self._fresh, False, False
         if target is not None and target > self.info.start:
             first = self._seek(target)
             if first is not None:
                 yield first
                 yield from self._demux()
                 return
+            at_start = False
+        if not at_start:
             self.close()
             self._container, self._stream = self._open()
             self._sought = False

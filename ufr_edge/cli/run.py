@@ -155,7 +155,10 @@ def command(
     with reopen() as engine:
         if not as_json:
             click.echo(f"engine:   {engine.info.describe()}")
-        with _kept(out), _watch(show=not (no_progress or as_json)) as watch:
+        with (
+            _kept(out / Path(source).name if out.is_dir() else out),
+            _watch(show=not (no_progress or as_json)) as watch,
+        ):
             report = run_path(source, out, engine, config, watch=watch, reopen=reopen)
     if as_json:
         click.echo(json.dumps(report.to_json(), indent=2))
@@ -172,11 +175,9 @@ def _watch(*, show: bool) -> Iterator[Watch]:
         def watch(done: int, total: int | None) -> None:
             nonlocal bar
             if bar is None:
-                at = 0 if total == 1 else done
-                bar = stack.enter_context(progress_bar("run", total, done=at, show=show))
-                if at == done:
-                    return
-            bar()
+                bar = stack.enter_context(progress_bar("run", total, done=done, show=show))
+            else:
+                bar()
 
         yield watch
 
