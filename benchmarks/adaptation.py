@@ -173,13 +173,13 @@ def change(figures: Mapping[str, Mapping[str, float]], name: str) -> float:
     return figures["adapted"][name] - figures["base"][name]
 
 
-def spread(values: Sequence[float | None], *, form: str, scale: float = 1.0) -> str:
+def spread(values: Sequence[float | None], *, form: str, scale: float = 1.0, unit: str = "") -> str:
     """Mean over the seeds, and the standard deviation where there are several."""
     known = [value * scale for value in values if value is not None]
     if not known:
         return "no gap"
     mean = format(statistics.mean(known), form)
-    return mean if len(known) < 2 else f"{mean} ± {statistics.stdev(known):.2g}"
+    return f"{mean}{unit}" if len(known) < 2 else f"{mean} ± {statistics.stdev(known):.2g}{unit}"
 
 
 def markdown(result: Mapping[str, Any]) -> str:
@@ -190,7 +190,7 @@ def markdown(result: Mapping[str, Any]) -> str:
         gaps = [row.get(f"gap_{name}", []) for name in GAPS]
         good = all(v is not None and v >= WANTED_GAP for gap in gaps for v in gap)
         good &= min(row["psnr_change_db"]) >= 0 and min(row["classic_change_db"]) >= WANTED_CLASSIC
-        shown = [f"{spread(gap, form='.0f', scale=100)} %" for gap in gaps]
+        shown = [spread(gap, form=".0f", scale=100, unit=" %") for gap in gaps]
         changes = [spread(row[name], form="+.2f") for name in ("psnr_change_db", "classic_change_db")]
         rows.append([row["camera"], ", ".join(map(str, row["seeds"])), *shown, *changes, "yes" if good else "no"])
     each = []

@@ -1,9 +1,9 @@
 """Measure the shipped weights and write docs/quality.md, each table under the command that gave it.
 
-    python benchmarks/quality.py --faces VAL -o runs/quality [--adapt ADAPT --real TRAIN]
+    python benchmarks/quality.py --faces VAL -o runs/quality [--adaptation runs/adaptation]
 
-VAL: held-out clean aligned faces. ADAPT: clean faces that play an unlabelled camera's once degraded. What lies in the
-output folder is not measured again; give --overwrite for that.
+VAL: held-out clean aligned faces. runs/adaptation: what benchmarks/adaptation.py measured, to be taken in. What lies in
+the output folder is not measured again; give --overwrite for that.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ GAINS = {"classic-light": 2.5, "classic-heavy": 1.5}
 
 @dataclass(frozen=True)
 class Job:
-    """Commands of ours (words after `ufr-edge`, folders as VAL, ADAPT, REAL, OUT) and the JSON they leave in OUT."""
+    """Commands of ours (words after `ufr-edge`, folders as VAL, OUT) and the JSON they leave in OUT."""
 
     name: str
     title: str
@@ -61,17 +61,6 @@ def prior_job(prior: str, restorer: str, more: Sequence[str]) -> Job:
     return Job(prior, f"The prior: {prior}", ((*words, *more),), f"{prior}/report.json")
 
 
-def adaptation(restorer: str, *, real: bool, more: Sequence[str]) -> Job:
-    """Adapting to a camera nobody has ground truth for, and what it costs on what the base was trained for."""
-    camera, run = "OUT/camera", "OUT/adapted"
-    given = ("--real", "REAL") if real else ()
-    degrade = ("degrade", "-i", "ADAPT", "-o", camera, "--preset", UNSEEN, "--seed", "1", "--side", "256")
-    adapt = ("adapt", "-i", camera, "-o", run, "--restorer", restorer, "--prior", "prior-256", *given, *more)
-    measure = evaluation("adaptation", "", [restorer, run], [UNSEEN, "classic"]).commands[0]
-    title = f"Adapting {restorer} to {UNSEEN}, without ground truth"
-    return Job("adaptation", title, (degrade, adapt, measure), "adaptation.json")
-
-
 def plan(args: argparse.Namespace) -> list[Job]:
     """Everything to measure, in the order of the document."""
     models = list_weights()
@@ -86,8 +75,6 @@ def plan(args: argparse.Namespace) -> list[Job]:
     fast = ("--fast-steps", str(args.fast_steps)) if args.fast_steps else ()
     count = ("--count", str(args.count))
     jobs += [prior_job(m.name, main, (*count, *fast)) for m in models if m.kind == "prior"]
-    if args.adapt:
-        jobs.append(adaptation(main, real=args.real is not None, more=shlex.split(args.adapt_options)))
     return jobs
 
 
@@ -95,7 +82,7 @@ def run(job: Job, args: argparse.Namespace) -> None:
     """Run a job's commands unless its result lies there. Ends the program when one fails."""
     if (args.out / job.result).exists() and not args.overwrite:
         return
-    folders = {"VAL": args.faces, "ADAPT": args.adapt, "REAL": args.real}
+    folders = {"VAL": args.faces}
     for words in job.commands:
         # Ours to replace: an earlier run may have stopped halfway. A prior report goes on where it stopped.
         again = ["--overwrite"] if words[0] in ("eval", "degrade") or args.overwrite else []
@@ -106,8 +93,8 @@ def run(job: Job, args: argparse.Namespace) -> None:
             sys.exit(f"stopped: that command ended with code {status}. Run this again to go on.")
 
 
-def render(jobs: Sequence[Job], out: Path) -> str:
-    """The document, from the JSON files alone."""
+def render(jobs: Sequence[Job], out: Path, adapted: Sequence[Path] = ()) -> str:
+    """The document, from the JSON files alone, and the tables that benchmarks/adaptation.py wrote into `adapted`."""
     results = {job.name: read_json(out / job.result) for job in jobs}
     lead = (
         f"ufr-edge {__version__}. Written by `python benchmarks/quality.py --faces VAL -o {out.name if out.is_absolute() else out}`; no figure is typed by "
@@ -123,6 +110,10 @@ def render(jobs: Sequence[Job], out: Path) -> str:
     ]
     for job in jobs:
         parts += [f"## {job.title}", *section(job, results[job.name], out)]
+    for folder in adapted:
+        restorer = read_json(folder / "adaptation.json")["restorer"]
+        text = (folder / "adaptation.md").read_text(encoding="utf-8").strip()
+        parts += [f"## Adapting {restorer} to cameras training has not seen, without ground truth", text]
     return "\n\n".join(parts) + "\n"
 
 
@@ -159,12 +150,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faces", type=Path, required=True, help="held-out clean aligned faces (VAL)")
-    parser.add_argument("--adapt", type=Path, help="clean faces for the adaptation experiment (ADAPT)")
-    parser.add_argument("--real", type=Path, help="unrelated clean faces for its adversarial term")
-    parser.add_argument("--adapt-options", default="", help='more options of `ufr-edge adapt`, such as "--steps 600"')
+    parser.add_argument("--adaptation", type=Path, nargs="*", default=[], help="folders of benchmarks/adaptation.py to take in")
     parser.add_argument("-o", "--output", dest="out", type=Path, default=Path("runs/quality"))
     parser.add_argument("--doc", type=Path, default=Path("docs/quality.md"))
-    parser.add_argument("--restorer", help="for the prior reports and adaptation [edge-m-256]")
+    parser.add_argument("--restorer", help="for the prior reports [edge-m-256]")
     parser.add_argument("--count", type=int, default=64, help="faces of a prior report")
     parser.add_argument("--fast-steps", type=int, help="calls of the prior per face in place of all")
     parser.add_argument("--only", nargs="+", help="measure these now, such as classic prior-256; the document has all that were measured")
@@ -183,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     index = [{"name": j.name, "title": j.title, "commands": j.shown(args.out), "result": j.result} for j in jobs]
     write_json(args.out / INDEX, index)
     with atomic_file(args.doc) as beside:
-        beside.write_text(render(jobs, args.out), encoding="utf-8")
+        beside.write_text(render(jobs, args.out, args.adaptation), encoding="utf-8")
     print(f"{args.doc}")
 
 

@@ -1,0 +1,226 @@
+"""What adapt makes of faces as users have them, what it says beforehand, and the camera it estimates."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from training_fakes import make_faces, save_small_prior, save_small_restorer, write_faces
+
+from ufr_edge.adaptation import adapt as adapting
+from ufr_edge.adaptation import targets as targeting
+from ufr_edge.adaptation.adapt import AdaptConfig, adapt
+from ufr_edge.adaptation.camera_pairs import CameraModel, camera_source, degrade_all, estimate_camera
+from ufr_edge.adaptation.finetune import FinetuneConfig
+from ufr_edge.adaptation.forecast import Forecast
+from ufr_edge.adaptation.intake import take_in
+from ufr_edge.adaptation.qa import QaConfig
+from ufr_edge.adaptation.restorer_task import LossWeights, RestorerTraining
+from ufr_edge.adaptation.targets import TargetsConfig
+from ufr_edge.errors import ConfigError, InputFileError, ShapeError
+from ufr_edge.priors.sampler import SamplerConfig
+from ufr_edge.runtime.engines.base import EngineInfo
+from ufr_edge.runtime.faces.align import template
+from ufr_edge.runtime.faces.detect import Face
+
+Image = NDArray[np.uint8]
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "adaptation.py"
+
+
+class Finder:
+    """A detector that finds `count` faces in pictures that are not square, none in black ones, one in place else."""
+
+    def __init__(self, count: int = 1) -> None:
+        self.count = count
+
+    @property
+    def info(self) -> EngineInfo:
+        raise NotImplementedError
+
+    def detect(self, frame: Image) -> list[Face]:
+        height, width = frame.shape[:2]
+        if frame.max() == 0:
+            return []
+        if height == width:
+            return [self._face(template(height))]
+        return [self._face(template(120) + np.float32([20 + 130 * i, 10])) for i in range(self.count)]
+
+    def _face(self, points: NDArray[np.float32]) -> Face:
+        return Face(box=np.array([0, 0, 99, 99], np.float32), score=0.9, landmarks=points)
+
+
+@pytest.fixture
+def faces(tmp_path: Path) -> Path:
+    return write_faces(tmp_path / "faces", make_faces(10))
+
+
+def save(path: Path, image: Image) -> None:
+    cv2.imwrite(str(path), image)
+
+
+def test_good_faces_are_taken_where_they_lie(faces: Path, tmp_path: Path) -> None:
+    taken = take_in(faces, tmp_path / "out", 64, detector=Finder())
+    assert (taken.folder, taken.count, taken.dropped) == (faces, 10, ())
+    assert "few" in taken.lines()[0]
+
+
+def test_photographs_are_aligned_and_duplicates_left_out(faces: Path, tmp_path: Path) -> None:
+    save(faces / "group.png", np.full((200, 320, 3), 90, np.uint8))
+    save(faces / "wall.png", np.zeros((200, 320, 3), np.uint8))
+    save(faces / "night.png", np.zeros((64, 64, 3), np.uint8))
+    (faces / "face_000_copy.png").write_bytes((faces / "face_000.png").read_bytes())
+    (faces / "broken.png").write_bytes(b"no picture")
+    taken = take_in(faces, tmp_path / "out", 64, detector=Finder(2))
+    assert taken.folder == tmp_path / "out" and taken.count == 13
+    assert taken.aligned == ("group-1.png", "group-2.png") and taken.unseen == ("night.png",)
+    why = dict(taken.dropped)
+    assert set(why) == {"wall.png", "face_000_copy.png", "broken.png"}
+    assert "face_000.png" in why["face_000_copy.png"] and "no face" in why["wall.png"]
+    assert len(list(taken.folder.glob("*.png"))) == 13
+    before = (taken.folder / "faces.json").stat().st_mtime_ns
+    assert take_in(faces, tmp_path / "out", 64, detector=Finder(2)) == taken
+    assert (taken.folder / "faces.json").stat().st_mtime_ns == before
+
+
+def test_a_handful_is_refused_in_words(tmp_path: Path) -> None:
+    few = write_faces(tmp_path / "few", make_faces(4))
+    (few / "again.png").write_bytes((few / "face_001.png").read_bytes())
+    save(few / "photo.png", np.full((100, 200, 3), 9, np.uint8))
+    with pytest.raises(InputFileError, match=r"4 faces of 6 files; at least 8.*face_001.png \(the same.*ufr-edge collect"):
+        take_in(few, tmp_path / "out", 64, detector=None)
+
+
+def config_of(tmp_path: Path, **more: Any) -> AdaptConfig:
+    sampler = SamplerConfig(start=20, hold_until=10, filter_n=8, fast_steps=2)
+    losses = LossWeights(prior_features=0.0, adversarial=0.0)
+    return AdaptConfig(
+        targets=TargetsConfig(
+            restorer=save_small_restorer(tmp_path / "base.safetensors"),
+            prior=save_small_prior(tmp_path / "prior"),
+            sampler=sampler,
+            qa=QaConfig(judge=False),
+            device="cpu",
+        ),
+        finetune=FinetuneConfig(
+            batch=4, training=RestorerTraining(steps=3, precision="fp32", losses=losses), **more
+        ),
+        shown=2,
+    )
+
+
+def test_adapt_says_how_long_it_takes_and_learns_from_the_camera(
+    faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for part in (adapting, targeting):
+        monkeypatch.setattr(part, "open_detector", lambda stack: (None, ("no detector here",)))
+    told: list[str] = []
+    config = config_of(tmp_path, camera_pairs=0.5)
+    report = adapt(faces, tmp_path / "run", config, tell=told.append, show=False)
+    said = "\n".join(told)
+    assert "no detector here" in said and "expected: " in said and "10 targets in" in said
+    assert said.index("expected: ") < said.index("10 targets in")
+    assert "the worst and their scores" in report.report.read_text()
+    assert (tmp_path / "run" / "camera.json").exists() and report.targets.verdicts["kept"] == 10
+    told.clear()
+    adapt(faces, tmp_path / "run", config, tell=told.append, show=False)
+    assert "expected" not in "\n".join(told)  # nothing is left to do
+
+
+def test_the_forecast_adds_up() -> None:
+    line = Forecast(per_target=2.0, per_step=0.5, targets=400, training=500, choosing=60).line()
+    assert line.startswith("expected: up to 60 s to choose") and line.endswith("about 16 min in all")
+    with pytest.raises(ConfigError, match="one of the two"):
+        AdaptConfig(targets=TargetsConfig(auto=True)).at_fidelity(0.2)
+    assert AdaptConfig().at_fidelity(0.5) == AdaptConfig()
+
+
+def detailed(count: int) -> Image:
+    """Faces' worth of edges, uint8 (count, 128, 128, 3): fine blocks on gradients, flat in between."""
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(60, 200, (count, 4, 4, 3)).astype(np.uint8)
+    faces = np.stack([cv2.resize(c, (128, 128), interpolation=cv2.INTER_CUBIC) for c in coarse])
+    for face in faces:
+        for x, y in rng.integers(0, 110, (12, 2)):
+            face[y : y + 14, x : x + 14] = rng.integers(20, 235, 3)
+    return faces
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "true",
+    [
+        CameraModel(noise=(6.0, 8.0, 10.0, 12.0, 14.0), chroma=8.0),
+        CameraModel(blur=2.5, noise=(2.0,) * 5, chroma=2.0),
+    ],
+)
+def test_a_known_camera_is_estimated(true: CameraModel) -> None:
+    clean = detailed(8)
+    lq = degrade_all(clean, true, seed=99)
+    found = estimate_camera(lq, clean, probe=8)
+    assert found.distance < 0.5 * found.before
+    if true.blur:
+        assert found.model.blur == pytest.approx(true.blur, rel=0.4)
+    else:
+        assert np.mean(found.model.noise) == pytest.approx(np.mean(true.noise), rel=0.4)
+    assert found.to_json()["model"]["kind"] == "camera-estimate"
+
+
+def test_camera_pairs_are_fixed_by_the_step() -> None:
+    clean = make_faces(5)
+    draw = camera_source(clean, CameraModel(noise=(5.0,) * 5, shrink=2.0, quality=50), 4, seed=3)
+    lq, goal = draw(7, slice(None))
+    assert lq.shape == goal.shape == (4, 64, 64, 3) and not np.array_equal(lq, goal)
+    again = draw(7, slice(1, 3))
+    assert np.array_equal(again[0], lq[1:3]) and np.array_equal(again[1], goal[1:3])
+    assert not np.array_equal(draw(8, slice(None))[0], lq)
+    with pytest.raises(ShapeError):
+        estimate_camera(clean, clean[:2])
+    with pytest.raises(ConfigError):
+        CameraModel(noise=(1.0,))
+
+
+def benchmark() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("benchmarks_adaptation", SCRIPT)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_share_of_the_gap_is_told_per_camera() -> None:
+    module = benchmark()
+    figures = {
+        "base": {"psnr_db": 20.0, "prior_feature_distance": 0.5, "prior_frechet_distance": 9.0},
+        "adapted": {"psnr_db": 21.0, "prior_feature_distance": 0.4, "prior_frechet_distance": 8.0},
+        "oracle": {"psnr_db": 22.0, "prior_feature_distance": 0.3, "prior_frechet_distance": 10.0},
+    }
+    assert module.gap_closed(figures, "prior_feature_distance") == pytest.approx(0.5)
+    assert module.gap_closed(figures, "prior_frechet_distance") is None
+    cell = {"camera": "defocus", "seed": 0, "faces": 200, "calls_per_target": 60, "figures": figures, "classic": figures}
+    result = {"cells": [cell, {**cell, "seed": 1}], "restorer": "r", "prior": "p", "replay": 0.25, "command": "c"}
+    result["summary"] = module.summary(result["cells"])
+    text = module.markdown(result)
+    assert "| defocus | 0, 1 | 50 ± 0 % | no gap | +1.00 ± 0 | +1.00 ± 0 | no |" in text
+
+
+@pytest.mark.slow
+def test_the_benchmark_runs_from_folders_to_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_faces(tmp_path / "a", make_faces(9))
+    write_faces(tmp_path / "v", make_faces(9, seed=1))
+    restorer, prior = save_small_restorer(tmp_path / "r.safetensors"), save_small_prior(tmp_path / "prior")
+    words = ["--faces", tmp_path / "a", "--val", tmp_path / "v", "--real", tmp_path / "v", "-o", tmp_path / "out"]
+    words += ["--restorer", restorer, "--prior", prior, "--cameras", "defocus", "--steps", "2", "--side", "64"]
+    words += ["--fast-steps", "2", "--device", "cpu", "--fidelity", "0.5"]
+    module = benchmark()
+    module.main([str(word) for word in words])
+    text = (tmp_path / "out" / "adaptation.md").read_text()
+    assert "| defocus | 0 |" in text and str(tmp_path) not in text.split("\n")[0].replace(restorer, "").replace(prior, "")
+    module.main([str(word) for word in words])  # nothing is done again
+    with pytest.raises(SystemExit, match="other settings"):
+        module.main([str(word) for word in [*words, "--limit", "8"]])
