@@ -20,6 +20,7 @@ from ufr_edge.adaptation.adapt import AdaptConfig, adapt
 from ufr_edge.adaptation.faces import FaceSet
 from ufr_edge.adaptation.finetune import FinetuneConfig, Pairs, finetune, pair_source
 from ufr_edge.adaptation.presets import CODEFORMER, PRESETS, SWINIR, get_preset
+from ufr_edge.adaptation.real_faces import load_real
 from ufr_edge.adaptation.restorer_task import NO_LOSSES, LossWeights, RestorerTask, RestorerTraining
 from ufr_edge.adaptation.sources import face_source
 from ufr_edge.adaptation.terms import check_terms, choose_perceptual
@@ -29,7 +30,7 @@ from ufr_edge.cli import main
 from ufr_edge.cli.finetune import finetune_config
 from ufr_edge.cli.options import tell_licences
 from ufr_edge.config import load_config
-from ufr_edge.errors import BackendUnavailableError, ConfigError
+from ufr_edge.errors import BackendUnavailableError, ConfigError, InputFileError
 from ufr_edge.metrics.lpips_net import NETS as LPIPS_NETS
 from ufr_edge.metrics.lpips_net import Lpips, LpipsNet
 from ufr_edge.priors.files import load_prior
@@ -236,6 +237,20 @@ def test_statement_14_real_faces_are_the_clean_set_alone(tmp_path: Path) -> None
     found.step(0)
     expected = torch.from_numpy(clean).permute(0, 3, 1, 2) / 255
     torch.testing.assert_close(torch.cat(seen), expected, check_stride=False)
+
+
+def test_many_real_faces_are_read_when_drawn(tmp_path: Path) -> None:
+    """FFHQ at 512 px does not fit into memory: what is drawn is the same, a broken file is named."""
+    folder = write_faces(tmp_path / "clean", make_faces(9))
+    held, read = (load_real(folder, SIDE, in_memory=size) for size in (10**9, 1000))
+    assert isinstance(held.images, np.ndarray) and not isinstance(read.images, np.ndarray)
+    for step in range(3):
+        a, b = (face_source(faces, 4, 5)(step, slice(1, 4)) for faces in (held, read))
+        assert np.array_equal(a, b)
+    for path in folder.iterdir():
+        path.write_bytes(b"no picture")
+    with pytest.raises(InputFileError, match="face_00"):
+        face_source(read, 4, 5)(0, slice(None))
 
 
 def test_statement_15_values() -> None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ufr_edge.adaptation.camera_pairs import CameraEstimate, camera_source, estimate_camera
 from ufr_edge.adaptation.faces import MINIMUM_FACES, FaceSet, load_faces
 from ufr_edge.adaptation.loop import LoopConfig, check_origin, run_loop
+from ufr_edge.adaptation.real_faces import load_real
 from ufr_edge.adaptation.restorer_task import HeldOut, LossWeights, PairSource, RestorerTraining
 from ufr_edge.adaptation.sources import degrading_source
 from ufr_edge.adaptation.target_index import target_weights
@@ -102,7 +103,7 @@ def finetune(
     workers = Workers(config.device)
     with workers.main_first():
         check_origin(out, kind=task_kind(config), origin=origin, overwrite=overwrite)
-    clean = load_faces(real, start.side, show=show and workers.main) if real and needs_real(config) else None
+    clean = load_real(real, start.side, show=show and workers.main) if real and needs_real(config) else None
     camera = estimate_camera(pairs.lq, pairs.truth, seed=config.seed) if config.camera_pairs > 0 else None
     source = _mixed(pair_source(pairs, config), _extras(clean, pairs, camera, config))
     task = build_task(start.model, source, clean, config, held_out=held_out, run=out, workers=workers)
