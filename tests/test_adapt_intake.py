@@ -49,7 +49,7 @@ class Finder:
             return []
         if height == width:
             return [self._face(template(height))]
-        return [self._face(template(120) + np.float32([20 + 130 * i, 10])) for i in range(self.count)]
+        return [self._face(template(120) + np.array([20 + 130 * i, 10], np.float32)) for i in range(self.count)]
 
     def _face(self, points: NDArray[np.float32]) -> Face:
         return Face(box=np.array([0, 0, 99, 99], np.float32), score=0.9, landmarks=points)
