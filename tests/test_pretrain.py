@@ -22,9 +22,10 @@ from ufr_edge.adaptation.faces import load_faces, read_training_face
 from ufr_edge.adaptation.journal import CURVES, TENSORBOARD
 from ufr_edge.adaptation.loop import LoopConfig, run_loop
 from ufr_edge.adaptation.optimizers import build_optimizer, orthogonal
+from ufr_edge.adaptation.pixel_losses import pixel_loss
 from ufr_edge.adaptation.pretrain import PretrainPrior, PretrainRestorer, pretrain_prior, pretrain_restorer
 from ufr_edge.adaptation.prior_task import PriorTask, PriorTraining
-from ufr_edge.adaptation.restorer_task import LossWeights, RestorerTask, RestorerTraining, pixel_loss
+from ufr_edge.adaptation.restorer_task import LossWeights, RestorerTask, RestorerTraining
 from ufr_edge.adaptation.sources import (
     cropping_source,
     degraded_pairs,

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from ufr_edge.adaptation.discriminator import Adversary, build_discriminator
 from ufr_edge.adaptation.optimizers import OptimizerName, build_optimizer
 from ufr_edge.adaptation.pictures import strip
+from ufr_edge.adaptation.pixel_losses import grid_loss, pixel_loss
 from ufr_edge.adaptation.training import (
     Ema,
     autocast,
@@ -46,8 +46,6 @@ Images = NDArray[np.uint8]
 PairSource = Callable[[int, slice], tuple[Images, Images]]
 """(step, rows) -> those rows of the step's batch: (low-quality, target), each uint8 (B, S, S, 3) RGB."""
 ImageSource = Callable[[int, slice], Images]
-LOG_MSE_FLOOR = 2e-5
-"""Squared error, of images in [0, 1], below which `log_mse` flattens out: 47 dB PSNR."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +55,8 @@ class LossWeights:
     `pixel` chooses the pixel term that `l1` weighs: "l1", or "log_mse", the log of each image's mean squared
     error, which is PSNR but for a factor: a mild degradation weighs as much as a strong one.
     The perceptual term is LPIPS v0.1 (`lpips`, on `lpips_net`, the paper's), or the distance on the frozen prior's
-    own features (`prior_features`); the one never stands in for the other.
+    own features (`prior_features`); the one never stands in for the other. `grid` weighs `grid_loss`, against the
+    pattern that features on a grid of pixels do not see and a network on the same grid likes to leave.
     """
 
     pixel: Literal["l1", "log_mse"] = "l1"
@@ -66,6 +65,7 @@ class LossWeights:
     lpips: float = 0.0
     lpips_net: Literal["vgg", "alex"] = "vgg"
     adversarial: float = 0.1
+    grid: float = 0.0
 
 
 NO_LOSSES = LossWeights(l1=0.0, prior_features=0.0, lpips=0.0, adversarial=0.0)
@@ -315,6 +315,8 @@ class RestorerTask(PairTask):
         """Return the weighted sum and each term; `first`: of the parts of a step."""
         weights = self.config.losses
         terms: dict[str, tuple[float, Tensor]] = {weights.pixel: (weights.l1, pixel_loss(out, target, weights.pixel))}
+        if weights.grid > 0:
+            terms["grid"] = (weights.grid, grid_loss(out, target))
         if self.lpips is not None and weights.lpips > 0:
             pair = (self._crop(images, step, self.config.features_crop, stream=7) for images in (out, target))
             terms["lpips"] = (weights.lpips, self.lpips(*pair).mean())
@@ -353,13 +355,6 @@ class RestorerTask(PairTask):
         super().load(state)
         if self.adversary and state["adversary"]:
             self.adversary.load(state["adversary"])
-
-
-def pixel_loss(out: Tensor, target: Tensor, kind: Literal["l1", "log_mse"]) -> Tensor:
-    """Mean absolute error, or the mean over the images of log(mean squared error + `LOG_MSE_FLOOR`)."""
-    if kind == "l1":
-        return F.l1_loss(out, target)
-    return ((out - target).square().mean((1, 2, 3)) + LOG_MSE_FLOOR).log().mean()
 
 
 def _check_terms(
