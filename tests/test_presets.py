@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from training_fakes import SIDE, make_faces, save_small_prior, save_small_restorer, write_faces
 
 from ufr_edge.adaptation.adapt import AdaptConfig, adapt
+from ufr_edge.adaptation.discriminator import UNetDiscriminatorSN
 from ufr_edge.adaptation.faces import FaceSet
 from ufr_edge.adaptation.finetune import FinetuneConfig, Pairs, finetune, pair_source
 from ufr_edge.adaptation.presets import CODEFORMER, PRESETS, SWINIR, get_preset
@@ -206,7 +207,8 @@ def test_statement_14_the_rate_of_the_discriminator_is_constant(tmp_path: Path) 
     assert (SWINIR.finetune.training.discriminator_lr, SWINIR.finetune.training.discriminator_features) == (2e-5, 64)
     assert (training.adversarial_crop, training.adversarial_delay, training.adversarial_ramp) == (0, 0, 0)
     found = task(tmp_path, training, real=lambda _, rows: make_faces(4, seed=3)[rows])
-    assert found.adversary is not None
+    assert found.adversary is not None and isinstance(found.adversary.model, UNetDiscriminatorSN)
+    assert found.adversary.optimizer.param_groups[0]["betas"] == (0.9, 0.999)
     before = copy.deepcopy(found.adversary.model.state_dict())
     for step in range(4):
         found.step(step)

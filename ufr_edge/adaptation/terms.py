@@ -114,7 +114,9 @@ def build_task(
 
 
 def _features(config: FinetuneConfig, workers: Workers) -> PriorFeatures | None:
-    if config.training.losses.prior_features <= 0:
+    training = config.training
+    adversary = training.losses.adversarial > 0 and training.discriminator == "prior-features"
+    if training.losses.prior_features <= 0 and not adversary:
         return None
     return load_features(config.features_prior or config.prior, workers.device)
 
