@@ -16,7 +16,7 @@ import struct
 import unicodedata
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -64,13 +64,28 @@ def pack_bundle(
     allowed = limits or ArchiveLimits()
     paths = {MANIFEST: bundle.path / MANIFEST}
     paths |= {name: bundle.file(name) for name in sorted(bundle.manifest.files)}
+    return pack_files(paths, bundle.manifest.files, out, limits=allowed)
+
+
+def pack_files(
+    paths: Mapping[str, Path],
+    digests: Mapping[str, str],
+    out: Path,
+    *,
+    limits: ArchiveLimits,
+    mode: int = 0o644,
+) -> Path:
+    """Write files (name in the archive -> path), each checked while it is read against its sha256 in `digests`.
+
+    mode: of the archive. Raises OutputError, BundleError as `pack_bundle`.
+    """
     sizes = {name: path.stat().st_size for name, path in paths.items()}
-    _check_sizes(f"The bundle {bundle.path}", sizes, allowed)
-    with atomic_file(out) as beside, zipfile.ZipFile(beside, "w", zipfile.ZIP_STORED) as archive:
+    _check_sizes(f"The archive {out}", sizes, limits)
+    with atomic_file(out, mode=mode) as beside, zipfile.ZipFile(beside, "w", zipfile.ZIP_STORED) as archive:
         for name, path in paths.items():
             with path.open("rb") as source, archive.open(_header(name, sizes[name]), "w") as target:
                 digest = _copy(source, target, limit=sizes[name], name=name)
-            if digest != bundle.manifest.files.get(name, digest):
+            if digest != digests.get(name, digest):
                 msg = f"{path} is damaged: its sha256 is not what the manifest says. Export the bundle again."
                 raise BundleError(msg)
     return out
@@ -85,18 +100,31 @@ def unpack_bundle(
     the manifest does not list, and more than `limits`, counted while reading. Raises InputFileError (no archive),
     BundleError (damaged or hostile), OutputError.
     """
+    allowed = limits or ArchiveLimits()
+    return unpack_files(archive, out, _bundle_files, overwrite=overwrite, limits=allowed)
+
+
+def unpack_files(
+    archive: Path,
+    out: Path,
+    listed: Callable[[bytes], Mapping[str, str]],
+    *,
+    overwrite: bool = False,
+    limits: ArchiveLimits,
+) -> Path:
+    """As `unpack_bundle` for any archive with a manifest.json; listed: its bytes to the sha256 of every other file."""
+    allowed = limits
     check_free(out, overwrite=overwrite)
     check_replaceable(out, MANIFEST)
-    allowed = limits or ArchiveLimits()
     with _opened(archive, allowed) as zipped:
         entries = _checked_entries(zipped, archive, allowed)
         raw = _read_manifest(zipped, entries)
-        manifest = Manifest.from_json(json.loads(raw))
-        _check_listed(entries, manifest)
+        files = listed(raw)
+        _check_listed(entries, files)
         with atomic_folder(out, overwrite=overwrite) as folder:
             (folder / MANIFEST).write_bytes(raw)
             left = allowed.total_bytes - len(raw)
-            for name, digest in manifest.files.items():
+            for name, digest in files.items():
                 most = _most_bytes(entries[name], left, allowed)
                 left -= _extract(zipped, entries[name], folder / name, digest, most)
     return out
@@ -279,8 +307,12 @@ def _read_manifest(zipped: zipfile.ZipFile, entries: Mapping[str, zipfile.ZipInf
     return raw
 
 
-def _check_listed(entries: Mapping[str, zipfile.ZipInfo], manifest: Manifest) -> None:
-    found, listed = set(entries) - {MANIFEST}, set(manifest.files)
+def _bundle_files(raw: bytes) -> Mapping[str, str]:
+    return Manifest.from_json(json.loads(raw)).files
+
+
+def _check_listed(entries: Mapping[str, zipfile.ZipInfo], files: Mapping[str, str]) -> None:
+    found, listed = set(entries) - {MANIFEST}, set(files)
     if found != listed:
         word = "does not list" if found - listed else "lists"
         tail = "" if found - listed else ", which is not in the archive"

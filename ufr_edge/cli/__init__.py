@@ -37,18 +37,22 @@ COMMANDS: dict[str, CommandInfo] = {
     "collect": CommandInfo("Gather aligned face crops from images, videos or a camera."),
     "degrade": CommandInfo("Make clean pictures bad with a named, seeded preset."),
     "demo": CommandInfo("The whole path on a synthetic camera: adapt, export, restore a clip.", "all"),
+    "deploy": CommandInfo("Install a bundle's archive on a box, as a new version that its stream takes over."),
     "doctor": CommandInfo("Say what is installed, what works, and how to mend what does not."),
     "eval": CommandInfo("Measure faces, or a restorer on them, against their clean versions.", "train"),
     "export": CommandInfo("Turn a trained restorer into a bundle of device engines.", "export"),
     "faces": CommandInfo("Look into a folder of collected faces, measure its camera, and remove them."),
     "finetune": CommandInfo("Train a restorer on pairs of bad faces and targets.", "train"),
     "models": CommandInfo("List shipped weights and known checkpoints, fetch them, show their cards."),
+    "pack-faces": CommandInfo("Write recorded faces as one file, to adapt on another machine."),
     "pretrain": CommandInfo("Train a restorer or a diffusion prior on clean faces.", "train"),
     "prior-report": CommandInfo("Report on a diffusion prior: figures and sheets on held-out faces.", "train"),
+    "readapt": CommandInfo("Adapt a bundle again to its camera's own faces; install it where it is better.", "all"),
     "run": CommandInfo("Restore the faces in an image, a folder, a video or a camera."),
     "stream": CommandInfo("Restore the faces of a live stream: camera, network, file; into any sink."),
     "targets": CommandInfo("Draw training targets for bad faces with the diffusion prior.", "train"),
     "verify": CommandInfo("Check a bundle: every checksum, and each engine against its ONNX."),
+    "watch": CommandInfo("A stream that notices when its camera changes, adapts again and swaps its engine."),
 }
 
 

@@ -45,7 +45,7 @@ from ufr_edge.runtime.video.writer import VIDEO_SUFFIXES
 Watch = Callable[[LiveStats], None]
 Beside = Callable[[EventLog], AbstractContextManager[Watch]]
 
-_OPTIONS = stack(
+STREAM_OPTIONS = stack(
     settings_option,
     click.option("--bundle", "--engine", "bundle", required=True, type=FOLDER, help="Bundle NAME.ufr, or a folder of installed versions: a new one takes over while it runs."),
     click.option("--engine-name", help="Engine of the bundle, by name. Default: the best for this device."),
@@ -84,7 +84,7 @@ _OPTIONS = stack(
 @click.command("stream")
 @click.argument("source")
 @click.argument("sink")
-@_OPTIONS
+@STREAM_OPTIONS
 def command(source: str, sink: str, **given: Any) -> None:
     """Restore the faces of SOURCE as it comes, into SINK.
 

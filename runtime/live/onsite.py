@@ -1,0 +1,259 @@
+"""The loop on site: drift, re-adaptation in a child process, and what came of it; decided four times a second.
+
+What is under way is in `FOLDER/onsite.json`, so that after a power cut the same re-adaptation goes on. The child alone
+installs, in one step; the stream notices that by itself (see `watcher`).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from ufr_edge.errors import ConfigError, ExitCode, InputFileError, OutputError
+from ufr_edge.files import read_json, write_json
+from ufr_edge.runtime.live.events import EventLog
+from ufr_edge.runtime.live.stats import LiveStats
+from ufr_edge.runtime.lock import file_lock
+
+STATE = "onsite.json"
+ANSWER = "readapt.yes"
+LOCK = ".watch.lock"
+WORK = "readapt"
+Mode = Literal["auto", "ask", "off"]
+_NICE = 15
+_END_S = 10.0
+
+
+class Child(Protocol):
+    """A re-adaptation under way, as `subprocess.Popen` shows it."""
+
+    def poll(self) -> int | None:
+        """The exit status, None while it runs."""
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+
+    def kill(self) -> None:
+        """End it."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end."""
+
+
+Start = Callable[[Path, int], Child]
+"""(work folder, how many of the newest faces) -> a re-adaptation; the same arguments go on with the same one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnsiteConfig:
+    """mode: "auto" re-adapts when drift is raised, "ask" when the file FOLDER/readapt.yes is made after it, "off"
+    never. least_faces: recorded since drift was raised. rest_s: after one re-adaptation before the next.
+    """
+
+    mode: Mode = "ask"
+    least_faces: int = 64
+    rest_s: float = 1800.0
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for what cannot be."""
+        if self.mode not in ("auto", "ask", "off") or self.least_faces < 1 or self.rest_s < 0:
+            msg = "--readapt is auto, ask or off; least_faces 1 or more, rest_s 0 or more."
+            raise ConfigError(msg)
+
+
+class OnsiteLoop:
+    """Decides when to re-adapt. For one thread; made by `open_onsite`."""
+
+    def __init__(
+        self,
+        folder: Path,
+        config: OnsiteConfig,
+        start: Start,
+        *,
+        events: EventLog,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._folder, self._config, self._start = folder, config, start
+        self._events, self._now = events, now
+        self._child: Child | None = None
+        self._rest_until: float | None = None
+        self._kept_at_drift: int | None = None
+        self._asked = False
+        self._state = read_state(folder)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """run: number of the last re-adaptation; state: none, running, installed, refused or failed."""
+        return dict(self._state)
+
+    def tick(self, stats: LiveStats) -> None:
+        """Look at the stream's numbers of this moment, and do what follows. Raises OutputError (state not written)."""
+        if self._config.mode == "off":
+            return
+        if self._child is not None:
+            self._look_after(self._child)
+        elif self._state["state"] == "running":
+            self._begin("goes on after it was interrupted")
+        else:
+            self._consider(stats)
+
+    def close(self) -> None:
+        """End the child; the next start goes on with what it did."""
+        child, self._child = self._child, None
+        if child is None:
+            return
+        child.terminate()
+        try:
+            child.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+    def _consider(self, stats: LiveStats) -> None:
+        recorded = None if stats.watch is None else stats.watch.recorded
+        if not stats.drifted or recorded is None:
+            self._kept_at_drift, self._asked = None, False
+            return
+        if self._kept_at_drift is None:
+            self._kept_at_drift = recorded.kept
+        fresh = recorded.kept - self._kept_at_drift
+        resting = self._rest_until is not None and self._now() < self._rest_until
+        if fresh < self._config.least_faces or resting or not self._allowed():
+            return
+        self._save(run=self._state["run"] + 1, state="running", faces=fresh, reason="")
+        self._begin(f"begins with the {fresh} faces recorded since drift was raised")
+
+    def _allowed(self) -> bool:
+        if self._config.mode == "auto":
+            return True
+        answer = self._folder / ANSWER
+        if answer.exists():
+            answer.unlink(missing_ok=True)
+            return True
+        if not self._asked:
+            self._asked = True
+            text = f"the camera has changed; to adapt to it: touch {answer}"
+            self._events.add("readapt", text, level=logging.WARNING)
+        return False
+
+    def _begin(self, how: str) -> None:
+        run = self._state["run"]
+        self._events.add("readapt", f"re-adaptation {run} {how}")
+        try:
+            self._child = self._start(self._folder / WORK / f"{run:04d}", self._state["faces"])
+        except OSError as exc:
+            self._finish("failed", f"it cannot be started: {exc.strerror}")
+
+    def _look_after(self, child: Child) -> None:
+        code = child.poll()
+        if code is None:
+            return
+        self._child = None
+        if code == ExitCode.DONE:
+            self._finish("installed", "")
+        elif code == ExitCode.GATE_FAILED:
+            self._finish("refused", "the gate refused the new bundle; see gate.json in its work folder")
+        else:
+            self._finish("failed", f"exit status {code}; see its log beside its work folder")
+
+    def _finish(self, state: str, reason: str) -> None:
+        self._save(state=state, reason=reason)
+        self._rest_until = self._now() + self._config.rest_s
+        self._kept_at_drift = None
+        level = logging.INFO if state == "installed" else logging.WARNING
+        text = f"re-adaptation {self._state['run']}: {state}{': ' if reason else ''}{reason}"
+        self._events.add("readapt", text, level=level)
+
+    def _save(self, **changes: Any) -> None:
+        self._state = {**self._state, **changes}
+        write_json(self._folder / STATE, self._state)
+
+
+@contextmanager
+def open_onsite(
+    folder: Path, config: OnsiteConfig, start: Start, *, events: EventLog
+) -> Iterator[OnsiteLoop]:
+    """The loop over a folder of installed versions. Raises OutputError when another process watches it."""
+    try:
+        with file_lock(folder / LOCK, timeout_s=0.0):
+            loop = OnsiteLoop(folder, config, start, events=events)
+            try:
+                yield loop
+            finally:
+                loop.close()
+    except OutputError as exc:
+        if "in use by another process" not in str(exc):
+            raise
+        msg = f"{folder} is watched already by another `ufr-edge watch`. Stop that one first."
+        raise OutputError(msg) from exc
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """What is under way. A file that is missing or damaged counts as nothing under way; its number is then taken
+    from the work folders, so that none is used twice."""
+    empty = {"run": _last_run(folder), "state": "none", "faces": 0, "reason": ""}
+    try:
+        value = read_json(folder / STATE)
+        return {
+            "run": max(int(value["run"]), 0),
+            "state": str(value["state"]),
+            "faces": int(value["faces"]),
+            "reason": str(value["reason"]),
+        }
+    except (InputFileError, KeyError, TypeError, ValueError):
+        return empty
+
+
+def start_readapt(folder: Path, faces: Path, *options: str) -> Start:
+    """A `Start` that runs `ufr-edge readapt` at low priority on one thread, its output in WORK.log."""
+
+    def start(work: Path, newest: int) -> Child:
+        work.parent.mkdir(parents=True, exist_ok=True)
+        command = [
+            sys.executable,
+            "-m",
+            "ufr_edge",
+            "readapt",
+            "--bundle",
+            str(folder),
+            "--faces",
+            str(faces),
+        ]
+        command += ["--work", str(work), "--newest", str(newest), "--threads", "1", "--no-progress", *options]
+        one = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+        with (work.parent / f"{work.name}.log").open("ab") as log:
+            child = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **one},
+                start_new_session=True,
+            )
+        _lower(child.pid)
+        return child
+
+    return start
+
+
+def _lower(pid: int) -> None:
+    """Let everything else go first. It has one thread yet; those it starts have its priority."""
+    if hasattr(os, "setpriority"):
+        try:
+            os.setpriority(os.PRIO_PROCESS, pid, _NICE)
+        except OSError:  # it has ended already
+            return
+
+
+def _last_run(folder: Path) -> int:
+    work = folder / WORK
+    names = [path.name for path in work.iterdir()] if work.is_dir() else []
+    return max((int(name) for name in names if name.isdigit()), default=0)

@@ -1,0 +1,377 @@
+"""The loop on site: when a re-adaptation begins, what becomes of it, and that a power cut loses nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from tiny_bundle import write_tiny_bundle
+
+from ufr_edge.cli import main
+from ufr_edge.errors import BundleError, ConfigError, InputFileError, OutputError
+from ufr_edge.runtime.bundle import read_bundle
+from ufr_edge.runtime.bundle_archive import pack_bundle
+from ufr_edge.runtime.faces_archive import pack_faces, unpack_faces
+from ufr_edge.runtime.images import write_image
+from ufr_edge.runtime.live.events import EventLog
+from ufr_edge.runtime.live.onsite import (
+    ANSWER,
+    STATE,
+    OnsiteConfig,
+    OnsiteLoop,
+    open_onsite,
+    read_state,
+    start_readapt,
+)
+from ufr_edge.runtime.live.stats import Labels, LiveStats, StatsBoard
+from ufr_edge.runtime.live.watch import FaceWatch
+from ufr_edge.runtime.recorder import RecorderStats
+from ufr_edge.runtime.versions import current_version, history, install_version
+
+AUTO = OnsiteConfig(mode="auto", least_faces=10, rest_s=60.0)
+
+
+@dataclass
+class FakeChild:
+    """A re-adaptation that ends when `code` is set."""
+
+    code: int | None = None
+    ended: list[str] = field(default_factory=list)
+    stubborn: bool = False
+
+    def poll(self) -> int | None:
+        return self.code
+
+    def terminate(self) -> None:
+        self.ended.append("terminate")
+
+    def kill(self) -> None:
+        self.ended.append("kill")
+        self.stubborn = False
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.stubborn:
+            raise subprocess.TimeoutExpired(["readapt"], timeout or 0)
+        return self.code or 0
+
+
+@dataclass
+class Bench:
+    """A loop with a clock of its own, and children that are fakes."""
+
+    folder: Path
+    config: OnsiteConfig = AUTO
+    clock: float = 0.0
+    started: list[tuple[Path, int]] = field(default_factory=list)
+    children: list[FakeChild] = field(default_factory=list)
+    events: EventLog = field(default_factory=EventLog)
+    refuse_start: bool = False
+
+    def loop(self) -> OnsiteLoop:
+        return OnsiteLoop(self.folder, self.config, self.start, events=self.events, now=lambda: self.clock)
+
+    def start(self, work: Path, faces: int) -> FakeChild:
+        if self.refuse_start:
+            raise FileNotFoundError(2, "No such file")
+        self.started.append((work, faces))
+        self.children.append(FakeChild())
+        return self.children[-1]
+
+    def texts(self) -> list[str]:
+        return [event.text for event in self.events.last() if event.kind == "readapt"]
+
+
+def stats(*, drifted: bool, kept: int) -> LiveStats:
+    recorded = RecorderStats(kept=kept, held=kept, tracks=3, megabytes=1.0, removed=0, refused={})
+    plain = StatsBoard(Labels()).snapshot()
+    return replace(
+        plain, drifted=drifted, watch=FaceWatch(drift=None, recorded=recorded, recording=True, missed=0)
+    )
+
+
+def test_it_begins_once_enough_faces_came_after_drift(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    loop = bench.loop()
+    for kept in (0, 50, 100):
+        loop.tick(stats(drifted=False, kept=kept))
+    loop.tick(stats(drifted=True, kept=100))
+    loop.tick(stats(drifted=True, kept=109))
+    assert bench.started == []
+    loop.tick(stats(drifted=True, kept=112))
+    assert bench.started == [
+        (tmp_path / "readapt" / "0001", 12)
+    ]  # the faces of the camera as it is now, no others
+    loop.tick(stats(drifted=True, kept=200))
+    assert len(bench.started) == 1
+    assert read_state(tmp_path)["state"] == "running"
+
+
+@pytest.mark.parametrize(("code", "state"), [(0, "installed"), (3, "refused"), (1, "failed"), (-9, "failed")])
+def test_what_becomes_of_it_and_a_rest_after_it(tmp_path: Path, code: int, state: str) -> None:
+    bench = Bench(tmp_path)
+    loop = bench.loop()
+    loop.tick(stats(drifted=True, kept=0))
+    loop.tick(stats(drifted=True, kept=10))
+    bench.children[0].code = code
+    loop.tick(stats(drifted=True, kept=20))
+    assert loop.state["state"] == state
+    assert json.loads((tmp_path / STATE).read_text())["state"] == state
+    for kept in (30, 40, 50):
+        loop.tick(stats(drifted=True, kept=kept))
+    assert len(bench.started) == 1
+    bench.clock = 61.0
+    loop.tick(stats(drifted=True, kept=60))
+    assert bench.started[1] == (tmp_path / "readapt" / "0002", 30)
+
+
+def test_drift_that_goes_by_itself_begins_nothing(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    loop = bench.loop()
+    loop.tick(stats(drifted=True, kept=0))
+    loop.tick(stats(drifted=False, kept=9))
+    loop.tick(stats(drifted=True, kept=15))
+    loop.tick(stats(drifted=True, kept=20))
+    assert bench.started == []
+
+
+def test_ask_waits_for_an_answer(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, replace(AUTO, mode="ask"))
+    loop = bench.loop()
+    for kept in (0, 20, 30, 40):
+        loop.tick(stats(drifted=True, kept=kept))
+    assert bench.started == []
+    assert bench.texts() == [
+        f"the camera has changed; to adapt to it: touch {tmp_path / ANSWER}"
+    ]  # said once
+    (tmp_path / ANSWER).touch()
+    loop.tick(stats(drifted=True, kept=50))
+    assert len(bench.started) == 1
+    assert not (tmp_path / ANSWER).exists()
+
+
+def test_off_does_nothing(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, replace(AUTO, mode="off"))
+    loop = bench.loop()
+    for kept in (0, 20, 30):
+        loop.tick(stats(drifted=True, kept=kept))
+    assert bench.started == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_interrupted_goes_on_in_the_same_folder(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    loop = bench.loop()
+    loop.tick(stats(drifted=True, kept=0))
+    loop.tick(stats(drifted=True, kept=11))
+    loop.close()
+    assert bench.children[0].ended == ["terminate"]
+    again = Bench(tmp_path)
+    second = again.loop()
+    second.tick(stats(drifted=False, kept=0))  # whether there still is drift or not
+    assert again.started == [(tmp_path / "readapt" / "0001", 11)]
+    again.children[0].stubborn = True
+    second.close()
+    assert again.children[0].ended == ["terminate", "kill"]
+
+
+def test_a_damaged_state_uses_no_number_twice(tmp_path: Path) -> None:
+    (tmp_path / "readapt" / "0007").mkdir(parents=True)
+    (tmp_path / STATE).write_text('{"run": 7, "sta')
+    assert read_state(tmp_path) == {"run": 7, "state": "none", "faces": 0, "reason": ""}
+
+
+def test_a_child_that_cannot_be_started(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, refuse_start=True)
+    loop = bench.loop()
+    loop.tick(stats(drifted=True, kept=0))
+    loop.tick(stats(drifted=True, kept=10))
+    assert loop.state["state"] == "failed"
+    assert bench.texts()[-1] == "re-adaptation 1: failed: it cannot be started: No such file"
+
+
+def test_two_watchers_on_one_folder(tmp_path: Path) -> None:
+    with (
+        open_onsite(tmp_path, AUTO, Bench(tmp_path).start, events=EventLog()),
+        pytest.raises(OutputError, match="is watched already"),
+        open_onsite(tmp_path, AUTO, Bench(tmp_path).start, events=EventLog()),
+    ):
+        pass
+    with open_onsite(tmp_path, AUTO, Bench(tmp_path).start, events=EventLog()):
+        pass
+
+
+def test_the_child_has_low_priority_and_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "import os, sys; print(os.nice(0), os.environ['OMP_NUM_THREADS'], *sys.argv[1:])"
+    script = tmp_path / "python"
+    script.write_text(f'#!/bin/sh\nsleep 0.3\nexec {sys.executable} -c "{code}" "$@"\n')
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    child = start_readapt(tmp_path / "door", tmp_path / "faces", "--camera", "yard")(
+        tmp_path / "w" / "0003", 70
+    )
+    assert child.wait(60) == 0
+    nice, threads, *args = (tmp_path / "w" / "0003.log").read_text().split()
+    assert (int(nice) >= 15, threads) == (True, "1")
+    assert args[:3] == ["-m", "ufr_edge", "readapt"]
+    assert {"--newest", "70", "--threads", "--camera", "yard"} <= set(args)
+
+
+LOOP = """
+import sys, time
+from pathlib import Path
+from test_watch import AUTO, stats
+from ufr_edge.runtime.live.events import EventLog
+from ufr_edge.runtime.live.onsite import open_onsite
+from ufr_edge.runtime.versions import history, install_version
+import subprocess
+
+site, new = Path(sys.argv[1]), Path(sys.argv[2])
+code = f'''
+import time
+from pathlib import Path
+from ufr_edge.runtime.versions import history, install_version
+from ufr_edge.files import sha256_file
+digest = sha256_file(Path({str(new)!r}) / "manifest.json")
+if all(v.manifest_sha256 != digest for v in history(Path({str(site)!r}))):
+    install_version(Path({str(site)!r}), Path({str(new)!r}))
+'''
+
+def start(work, faces):
+    work.mkdir(parents=True, exist_ok=True)
+    return subprocess.Popen([sys.executable, "-c", code])
+
+with open_onsite(site, AUTO, start, events=EventLog()) as loop:
+    kept = 0
+    print("up", flush=True)
+    while loop.state["state"] != "installed":
+        loop.tick(stats(drifted=True, kept=kept))
+        kept += 1
+        time.sleep(0.01)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(os.name == "nt", reason="needs kill -9")
+def test_killed_anywhere_the_old_or_the_new_version_is_current_and_whole(tmp_path: Path) -> None:
+    site, new = tmp_path / "door", write_tiny_bundle(tmp_path / "two.ufr", name="two")
+    install_version(site, write_tiny_bundle(tmp_path / "one.ufr", name="one"))
+    rng = random.Random(0)
+    command = [sys.executable, "-c", textwrap.dedent(LOOP), str(site), str(new)]
+    place = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    for _ in range(12):
+        with subprocess.Popen(command, env=place, stdout=subprocess.PIPE, start_new_session=True) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            time.sleep(rng.uniform(0, 0.8))
+            os.killpg(process.pid, signal.SIGKILL)
+        version = current_version(site)
+        read_bundle(version.path).check()
+        assert version.name in ("one", "two")
+        assert read_state(site)["run"] <= 1
+    subprocess.run(command, env=place, check=True, timeout=300, stdout=subprocess.DEVNULL)
+    assert [version.name for version in history(site)] == ["one", "two"]
+    assert current_version(site).name == "two"
+
+
+def faces(folder: Path, count: int = 3) -> Path:
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        write_image(folder / f"{number:06d}.png", rng.integers(0, 255, (16, 16, 3), dtype=np.uint8))
+    (folder / "index.jsonl").write_text('{"seq": 0, "file": "000000.png", "time": 1}\n')
+    return folder
+
+
+def test_faces_travel_as_one_file(tmp_path: Path) -> None:
+    folder, archive = faces(tmp_path / "faces"), tmp_path / "yard.ufrf"
+    result = CliRunner().invoke(main, ["pack-faces", str(folder), "-o", str(archive)])
+    assert result.exit_code == 0, result.output
+    assert "3 faces" in result.output
+    out = unpack_faces(archive, tmp_path / "out")
+    assert {p.name: p.read_bytes() for p in out.iterdir() if p.name != "manifest.json"} == {
+        p.name: p.read_bytes() for p in folder.iterdir()
+    }
+    if os.name != "nt":
+        assert (archive.stat().st_mode & 0o777, out.stat().st_mode & 0o777) == (0o600, 0o700)
+
+
+def test_a_tampered_archive_of_faces_is_refused(tmp_path: Path) -> None:
+    archive = tmp_path / "yard.ufrf"
+    pack_faces(faces(tmp_path / "faces"), archive)
+    whole = archive.read_bytes()
+    for at in range(40, len(whole), max(1, len(whole) // 60)):
+        archive.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+        try:
+            unpack_faces(archive, tmp_path / "out")
+        except BundleError:
+            assert not (tmp_path / "out").exists()
+        else:  # a bit of the zip's own that means nothing, such as a date: what came out is what went in
+            out = tmp_path / "out"
+            for path in (tmp_path / "faces").iterdir():
+                assert (out / path.name).read_bytes() == path.read_bytes()
+            for path in out.iterdir():
+                path.unlink()
+            out.rmdir()
+
+
+def test_a_bundle_is_no_archive_of_faces(tmp_path: Path) -> None:
+    archive = tmp_path / "one.ufrz"
+    pack_bundle(read_bundle(write_tiny_bundle(tmp_path / "one.ufr", name="one")), archive)
+    with pytest.raises(BundleError, match="holds no faces"):
+        unpack_faces(archive, tmp_path / "out")
+    with pytest.raises(InputFileError, match="holds no faces"):
+        pack_faces(tmp_path / "nowhere", tmp_path / "a.ufrf")
+    with pytest.raises(ConfigError, match="NAME.ufrf"):
+        pack_faces(faces(tmp_path / "faces"), tmp_path / "a.zip")
+
+
+def run(*args: str) -> tuple[int, str]:
+    result = CliRunner().invoke(main, args)
+    return result.exit_code, result.output
+
+
+def test_deploy_installs_and_refuses_a_tampered_archive(tmp_path: Path) -> None:
+    site, archive = tmp_path / "door", tmp_path / "two.ufrz"
+    install_version(site, write_tiny_bundle(tmp_path / "one.ufr", name="one"))
+    pack_bundle(read_bundle(write_tiny_bundle(tmp_path / "two.ufr", name="two")), archive)
+    whole = archive.read_bytes()
+    middle = whole.index(b"tiny") + 400
+    archive.write_bytes(whole[:middle] + b"\0\1\2\3" + whole[middle + 4 :])
+    code, text = run("deploy", str(archive), str(site))
+    assert code == 1, text
+    assert current_version(site).name == "one"
+    archive.write_bytes(whole)
+    assert run("deploy", str(archive), str(site)) == (0, f"{site}: version 2 (two) is current\n")
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "words"),
+    [
+        (["--readapt", "auto"], 2, "needs recorded faces: give --record FOLDER"),
+        (["--readapt", "sometimes"], 2, "Invalid value for '--readapt'"),
+    ],
+)
+def test_watch_says_what_it_needs(tmp_path: Path, args: Sequence[str], code: int, words: str) -> None:
+    install_version(tmp_path / "door", write_tiny_bundle(tmp_path / "one.ufr", name="one"))
+    found, text = run("watch", "synthetic://", "null://", "--bundle", str(tmp_path / "door"), *args)
+    assert (found, words in text) == (code, True), text
+
+
+def test_watch_wants_a_folder_of_versions(tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path / "one.ufr", name="one")
+    code, text = run("watch", "synthetic://", "null://", "--bundle", str(bundle))
+    assert code == 1
+    assert "holds no installed versions" in text

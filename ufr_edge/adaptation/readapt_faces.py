@@ -1,0 +1,56 @@
+"""Whose faces to adapt to, and whose to keep back."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from ufr_edge.adaptation.faces import MINIMUM_FACES
+from ufr_edge.errors import InputFileError
+from ufr_edge.runtime.face_store import INDEX, read_rows
+
+
+def split_people(
+    faces: Path, names: Sequence[str], *, share: float, most: int, least_people: int, seed: int
+) -> tuple[list[str], list[str]]:
+    """Names to train on, and to hold out: by person where the index of the folder tells tracks apart.
+
+    share, most: of the faces to hold out. Always the same for the same names. Raises InputFileError with fewer people than `least_people`.
+    """
+    rows = read_rows(faces) if (faces / INDEX).is_file() else []
+    track = {row.file: row.track for row in rows if row.track is not None}
+    people: dict[str, list[str]] = {}
+    for name in names:
+        people.setdefault(track.get(name, name), []).append(name)
+    if len(people) < least_people:
+        msg = (
+            f"All {len(names)} faces of {faces} are of {len(people)} person; a restorer adapted to them alone would "
+            f"not fit others. Record {least_people} or more."
+        )
+        raise InputFileError(msg)
+    order = sorted(people, key=lambda who: hashlib.sha256(f"{seed} {who}".encode()).digest())
+    wanted = min(most, max(1, round(share * len(names))))
+    held: list[str] = []
+    left = len(names)
+    for who in order[:-1]:
+        if len(held) >= wanted or left - len(people[who]) < MINIMUM_FACES:
+            break
+        held += people[who]
+        left -= len(people[who])
+    if not held:
+        msg = f"No person of {faces} can be held out without leaving fewer than {MINIMUM_FACES} faces. Record more."
+        raise InputFileError(msg)
+    kept = set(held)
+    return [name for name in names if name not in kept], sorted(held)[:most]
+
+
+def copy_faces(faces: Path, target: Path, names: Sequence[str]) -> None:
+    """Copy faces into the new folder `target`, with the index that says whose they are, where there is one."""
+    target.mkdir()
+    for name in names:
+        shutil.copyfile(faces / name, target / name)
+    index = faces / INDEX
+    if index.is_file():
+        shutil.copyfile(index, target / INDEX)
