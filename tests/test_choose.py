@@ -92,7 +92,7 @@ def test_the_dial_goes_from_the_papers_start_over_the_defaults_to_several_sample
     assert dial(0.5).sampler(LIGHT_TOUCH) == LIGHT_TOUCH and dial(0.5).losses(defaults) == defaults
     assert dial(0.0).losses(LossWeights(adversarial=0.0)).adversarial == 0
     fast = dial(1).sampler(SamplerConfig(start=60, hold_until=10, fast_steps=30))
-    assert (fast.start, fast.fast_steps, fast.samples_per_image) == (20, 10, 4)
+    assert (fast.start, fast.fast_steps, fast.samples_per_image) == (80, 40, 4)
     with pytest.raises(ConfigError, match="0 \\(realism\\)"):
         dial(1.5)
 

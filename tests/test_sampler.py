@@ -241,11 +241,17 @@ def test_settings_out_of_range_are_refused_by_name(change: dict[str, Any]) -> No
         replace(PAPER_SWINIR, **change)
 
 
+def test_variance_is_betas_in_the_full_chain_and_the_posteriors_in_a_short_one() -> None:
+    assert replace(PAPER_SWINIR, variance="auto").fixed_variance == "beta"
+    assert replace(PAPER_SWINIR, variance="auto", fast_steps=10).fixed_variance == "posterior"
+    assert replace(PAPER_SWINIR, variance="beta", fast_steps=10).fixed_variance == "beta"
+
+
 def test_presets_are_what_they_say() -> None:
     assert set(PRESETS) == {"paper-swinir", "paper-codeformer", "light"}
     assert {(c.start, c.hold_until, c.steps) for n, c in PRESETS.items() if n != "light"} == {(150, 90, 250)}
     assert [PRESETS[f"paper-{n}"].filter_n for n in ("swinir", "codeformer")] == [16, 8]
-    assert (LIGHT_TOUCH.start / 250, LIGHT_TOUCH.hold_until / 250) == (0.24, 0.04)
+    assert (LIGHT_TOUCH.start / 250, LIGHT_TOUCH.hold_until / 250) == (0.4, 0.16)
     with pytest.raises(FrozenInstanceError):
         PAPER_SWINIR.start = 100  # type: ignore[misc]
 

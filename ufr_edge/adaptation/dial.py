@@ -3,8 +3,8 @@
 | dial | start | hold until | samples meaned | w features | w adversarial |
 |---|---|---|---|---|---|
 | 0 | 150 (the paper's) | 90 | 1 | 0.4 | 0.04 |
-| 0.5 (the defaults) | 60 | 10 | 1 | 0.1 | 0.01 |
-| 1 | 20 | 0 | 4 | 0.02 | 0 |
+| 0.5 (the defaults) | 100 | 40 | 1 | 0.1 | 0.01 |
+| 1 | 80 | 30 | 4 | 0.02 | 0 |
 
 Linear in between. A later start re-invents less; a mean of samples keeps what they agree on; the feature and the
 adversarial term trade error for detail. L1 keeps its weight, so that the others move against it.
@@ -31,8 +31,8 @@ POSITIONS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _AT = (0.0, 0.5, 1.0)
 _ANCHORS: Mapping[str, tuple[float, float, float]] = MappingProxyType(
     {
-        "start": (150, 60, 20),
-        "hold_until": (90, 10, 0),
+        "start": (150, 100, 80),
+        "hold_until": (90, 40, 30),
         "samples": (1, 1, 4),
         "prior_features": (0.4, 0.1, 0.02),
         "adversarial": (0.04, 0.01, 0.0),

@@ -54,10 +54,11 @@ class FinetuneConfig:
             lr_end=3e-5,
             warmup=10,
             clip_norm=1.0,
-            discriminator_lr=2e-4,
-            discriminator_features=16,
+            discriminator="prior-features",
+            discriminator_lr=5e-4,
+            discriminator_beta1=0.5,
             adversarial_crop=128,
-            losses=LossWeights(prior_features=0.1, adversarial=0.01),
+            losses=LossWeights(prior_features=0.1, adversarial=0.01, grid=2.0),
         )
     )
     loop: LoopConfig = field(default_factory=LoopConfig)

@@ -60,9 +60,9 @@ ENGINES = (
 
 def _adaptation() -> AdaptConfig:
     sampler = SamplerConfig(
-        start=60,
-        hold_until=10,
-        filter_n=16,
+        start=100,
+        hold_until=40,
+        filter_n=8,
         fast_steps=10,
         samples_per_image=2,
         precision=resolve_precision(pick_device(), "auto"),

@@ -43,8 +43,10 @@ class SamplerConfig:
     `filter_n`: the paper's N at 512 px, scaled to the image side. `tail_filter_n`: below `hold_until`
     go on holding with this coarser N, against colour drift of a weak prior (not in the paper).
     `method`: "ddpm" (ancestral, the paper's) or "ddim" with `eta`. `fast_steps`: this many calls spread
-    over the chain in place of all `start` (not in the paper). `variance`: "posterior" (v_i) or "beta"
-    (b_i), for priors that do not predict it; those that do use their own learned range.
+    over the chain in place of all `start` (not in the paper). `variance`: "posterior" (v_i), "beta"
+    (b_i) or "auto", for priors that do not predict it; those that do use their own learned range. "auto" is
+    "beta" in the full chain, where the posterior's loses fine detail, and "posterior" with `fast_steps`, where
+    beta's leaves noise (measured: docs/quality.md).
     `samples_per_image`: the target is the mean of this many samples. `precision` is that of the prior
     alone; the state is float32.
 
@@ -59,7 +61,7 @@ class SamplerConfig:
     method: Literal["ddpm", "ddim"] = "ddpm"
     eta: float = 0.0
     fast_steps: int | None = None
-    variance: Literal["posterior", "beta"] = "posterior"
+    variance: Literal["auto", "posterior", "beta"] = "auto"
     samples_per_image: int = 1
     precision: Literal["fp32", "bf16"] = "fp32"
 
@@ -80,9 +82,18 @@ class SamplerConfig:
         _need(self.method in ("ddpm", "ddim"), "method", self.method, "ddpm or ddim")
         _need(0 <= self.eta <= (self.method == "ddim"), "eta", self.eta, "0 to 1 with ddim, and 0 with ddpm")
         _need(fast is None or 1 <= fast <= self.start, "fast_steps", fast, f"1 to {self.start} (start)")
-        _need(self.variance in ("posterior", "beta"), "variance", self.variance, "posterior or beta")
+        _need(
+            self.variance in ("auto", "posterior", "beta"), "variance", self.variance, "auto, posterior or beta"
+        )
         _need(self.samples_per_image >= 1, "samples_per_image", self.samples_per_image, "1 or more")
         _need(self.precision in ("fp32", "bf16"), "precision", self.precision, "fp32 or bf16")
+
+    @property
+    def fixed_variance(self) -> Literal["posterior", "beta"]:
+        """The variance of priors that do not predict it."""
+        if self.variance == "auto":
+            return "posterior" if self.fast_steps else "beta"
+        return self.variance
 
     @property
     def calls(self) -> int:
@@ -92,8 +103,8 @@ class SamplerConfig:
 
 PAPER_SWINIR = SamplerConfig(filter_n=16)
 PAPER_CODEFORMER = SamplerConfig(filter_n=8)
-LIGHT_TOUCH = SamplerConfig(start=60, hold_until=10, filter_n=16)
-"""For small priors: start at 0.24 T, hold to 0.04 T. Averages less detail away; re-invents less."""
+LIGHT_TOUCH = SamplerConfig(start=100, hold_until=40, filter_n=8)
+"""For small priors: start at 0.4 T, hold to 0.16 T, with the finer N. Keeps the person; re-invents less."""
 
 PRESETS: Mapping[str, SamplerConfig] = MappingProxyType(
     {"paper-swinir": PAPER_SWINIR, "paper-codeformer": PAPER_CODEFORMER, "light": LIGHT_TOUCH}
@@ -174,7 +185,7 @@ def ddpm_step(x: Tensor, out: Tensor, step: Step, config: SamplerConfig, noise: 
         return mean
     if out.shape[1] == 6:
         return mean + (learned_log_variance(out[:, 3:], step) / 2).exp() * noise
-    fixed = step.beta if config.variance == "beta" else step.posterior_variance
+    fixed = step.beta if config.fixed_variance == "beta" else step.posterior_variance
     return mean + sqrt(fixed) * noise
 
 
