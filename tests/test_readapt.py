@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from training_fakes import SIDE, make_faces, save_small_prior, save_small_restorer, write_faces
 
 from ufr_edge.adaptation import readapt as module
+from ufr_edge.adaptation.qa import QaConfig
 from ufr_edge.adaptation.readapt import ReadaptConfig, readapt
 from ufr_edge.adaptation.readapt_faces import split_people
 from ufr_edge.adaptation.readapt_gate import GateReport, ReadaptLimits, compare
@@ -37,7 +38,9 @@ WIDE = ReadaptLimits(
     landmark_px=99,
     skill_db=99,
 )
-QUICK = ReadaptConfig(steps=2, batch=2, save_every=1, least_faces=12, limits=WIDE, require_faces=False)
+QUICK = ReadaptConfig(
+    steps=2, batch=2, save_every=1, least_faces=12, limits=WIDE, qa=QaConfig(judge=False), require_faces=False
+)
 
 
 class Sees:

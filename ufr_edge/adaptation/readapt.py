@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from ufr_edge.adaptation.faces import load_faces
 from ufr_edge.adaptation.finetune import FinetuneConfig, finetune
 from ufr_edge.adaptation.loop import LoopConfig
+from ufr_edge.adaptation.qa import QaConfig
 from ufr_edge.adaptation.readapt_faces import copy_faces, split_people
 from ufr_edge.adaptation.readapt_gate import Embeds, GateReport, Outputs, ReadaptLimits, judge
 from ufr_edge.adaptation.sources import degrading_source
@@ -80,6 +81,7 @@ class ReadaptConfig:
     least_people: int = 2
     max_drop_db: float = 0.3
     limits: ReadaptLimits = field(default_factory=ReadaptLimits)
+    qa: QaConfig = field(default_factory=QaConfig)
     require_faces: bool = True
     seed: int = 0
     device: str = "auto"
@@ -284,7 +286,12 @@ def _train(job: _Job, split: Path) -> Path:
     start = str(job.weights)
     job.tell("drawing targets")
     targets = TargetsConfig(
-        restorer=start, prior=config.prior, batch=config.batch, seed=config.seed, device=config.device
+        restorer=start,
+        prior=config.prior,
+        qa=config.qa,
+        batch=config.batch,
+        seed=config.seed,
+        device=config.device,
     )
     make_targets(split / "train", job.work / "targets", targets, show=job.show)
     settings = FinetuneConfig(restorer=start, prior=config.prior, batch=config.batch, replay=config.replay)
