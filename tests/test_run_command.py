@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -14,6 +15,7 @@ from tiny_bundle import write_tiny_bundle
 from ufr_edge.cli import main
 from ufr_edge.runtime.images import read_image
 from ufr_edge.runtime.video.opening import builtin_picture
+from ufr_edge.runtime.video.parts import PartWriter
 
 
 @pytest.fixture(scope="module")
@@ -89,3 +91,34 @@ def test_bad_input_is_one_line_and_exit_code_1(
 def test_wrong_usage_is_exit_code_2(tmp_path: Path, bundle: Path) -> None:
     code, output = run("-i", "x.png", "-o", "y.png", "--engine", bundle, "-w", "3")
     assert code == 2 and "-w" in output
+
+
+def test_an_interrupted_video_says_what_is_kept(
+    tmp_path: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(source: str, out: Path, *_: object, **__: object) -> None:
+        folder = out.parent / f".{out.name}.parts"
+        folder.mkdir()
+        with PartWriter(folder / "0000000.part") as part:
+            packet = av.Packet(b"coded")
+            packet.pts = packet.dts = 0
+            part.add([packet] * 7)
+            part.finish({})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ufr_edge.cli.run.run_path", stopped)
+    code, output = run("-i", "in.mp4", "-o", tmp_path / "out.mp4", "--engine", bundle, "--json")
+    assert code == 4 and "7 frames are finished and kept. The same command goes on" in output
+
+
+@pytest.mark.slow
+def test_workers_and_codec_from_the_command_line(tmp_path: Path, bundle: Path) -> None:
+    stamps = [1000 * n for n in range(25)]  # three segments of ten seconds
+    clip = write_clip(tmp_path / "in.mkv", pts=stamps, sound="aac")
+    arguments = ("--workers", "2", "--codec", "h265", "--preset", "ultrafast", "--depth", "10", "--json")
+    code, output = run("-i", clip, "-o", tmp_path / "out.mkv", "--engine", bundle, *arguments)
+    assert code == 0, output
+    assert json.loads(output)["frames_out"] == 25
+    assert [round(when * 1000) for when, _ in read_clip(tmp_path / "out.mkv")] == stamps
+    with av.open(str(tmp_path / "out.mkv")) as container:
+        assert container.streams.video[0].codec_context.pix_fmt == "yuv420p10le"
