@@ -10,7 +10,8 @@ import av
 import numpy as np
 import numpy.typing as npt
 import pytest
-from clips import StubDetector, StubEngine, read_clip, sound_packets, write_clip
+from av.stream import Disposition
+from clips import StubDetector, StubEngine, picture, read_clip, sound_packets, write_clip
 
 from ufr_edge.errors import ConfigError, InputFileError, OutputError
 from ufr_edge.runtime.report import RunReport
@@ -132,6 +133,37 @@ class TestTracks:
         assert {path.name for path in tmp_path.iterdir()} == {"in.mkv"}
         run(clip, tmp_path / "out.mkv")
         assert sound_packets(tmp_path / "out.mkv") == sound_packets(clip)
+
+    def test_a_cover_picture_is_no_film_and_is_named(self, tmp_path: Path) -> None:
+        plain, clip = write_clip(tmp_path / "plain.mp4", 12), tmp_path / "in.mp4"
+        with av.open(str(plain)) as a, av.open(str(clip), "w") as b:
+            cover: Any = b.add_stream("mjpeg", rate=1)
+            cover.width, cover.height, cover.pix_fmt = 64, 64, "yuvj420p"
+            cover.disposition = Disposition.attached_pic
+            stream = b.add_stream_from_template(a.streams.video[0])
+            still: Any = av.VideoFrame.from_ndarray(picture(1, size=(64, 64)), format="rgb24")
+            b.mux(cover.encode(still.reformat(format="yuvj420p")))
+            b.mux(cover.encode(None))
+            for packet in a.demux(video=0):
+                if packet.dts is not None:
+                    packet.stream = stream
+                    b.mux(packet)
+        report = run(clip, tmp_path / "out.mp4")
+        assert report.frames_out == 12 and times(tmp_path / "out.mp4") == times(plain)
+        assert any("mjpeg" in note and "left out" in note for note in report.notes)
+
+    def test_fonts_of_subtitles_are_kept(self, tmp_path: Path) -> None:
+        plain, clip = write_clip(tmp_path / "plain.mkv", 5), tmp_path / "in.mkv"
+        with av.open(str(plain)) as a, av.open(str(clip), "w") as b:
+            stream: Any = b.add_stream_from_template(a.streams.video[0])
+            b.add_attachment("font.ttf", "application/x-truetype-font", b"font" * 20)
+            for packet in a.demux(video=0):
+                if packet.dts is not None:
+                    packet.stream = stream
+                    b.mux(packet)
+        run(clip, tmp_path / "out.mkv")
+        with av.open(str(tmp_path / "out.mkv")) as container:
+            assert [s.type for s in container.streams] == ["video", "attachment"]
 
     def test_title_and_chapters_are_kept(self, tmp_path: Path) -> None:
         plain = write_clip(tmp_path / "plain.mkv", 30)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -19,6 +19,7 @@ from ufr_edge.runtime.video.reader import open_input, picture_stream
 from ufr_edge.runtime.video.source import VideoInfo
 from ufr_edge.runtime.video.writer import add_picture_stream, output_errors
 
+_COPIED = ("audio", "subtitle", "attachment")
 _WRITTEN_BY_MUXER = frozenset({"major_brand", "minor_version", "compatible_brands", "encoder", "DURATION"})
 
 
@@ -44,7 +45,7 @@ def join(film: Film, out: Path) -> None:
     with ExitStack() as stack:
         source = None if film.source is None else stack.enter_context(closing(open_input(film.source)))
         with output_errors(kind):
-            target: Any = stack.enter_context(closing(av.open(str(out), "w")))
+            target: Any = stack.enter_context(_written(out))
             pictures = add_picture_stream(target, film.info, film.size, film.encode)
             copied = {} if source is None else _copy_tracks(source, film.tracks, target)
             target.start_encoding()
@@ -62,6 +63,18 @@ def join(film: Film, out: Path) -> None:
         raise OutputError(msg)
 
 
+@contextmanager
+def _written(out: Path) -> Iterator[Any]:
+    """A new media file, to be closed by the caller; after an error it is closed whatever state it is in."""
+    target = av.open(str(out), "w")
+    try:
+        yield target
+    except BaseException:
+        with suppress(av.error.FFmpegError, OSError, ValueError):  # thrown away; the first error says why
+            target.close()
+        raise
+
+
 def fitting_tracks(source: Path, probe: Path) -> tuple[tuple[int, ...], tuple[str, ...]]:
     """Indices of the tracks beside the pictures that a file named as `probe` takes, and notes on the others.
 
@@ -75,15 +88,21 @@ def fitting_tracks(source: Path, probe: Path) -> tuple[tuple[int, ...], tuple[st
         for stream in opened.streams:
             if stream.index == picture.index:
                 continue
-            if _fits(stream, probe):
+            if stream.type in _COPIED and _fits(stream, probe):
                 fitting.append(stream.index)
                 continue
             if stream.type == "audio":
                 msg = f"{_track(stream)} cannot go into a {kind} file. Choose .mkv."
                 raise OutputError(msg)
-            mend = " Choose .mkv to keep it." if kind != ".mkv" and stream.type == "subtitle" else ""
-            notes.append(f"{_track(stream)} is left out: a {kind} file does not take it.{mend}")
+            notes.append(_left_out(stream, kind))
     return tuple(fitting), tuple(notes)
+
+
+def _left_out(stream: Any, kind: str) -> str:
+    if stream.type in _COPIED:
+        mend = " Choose .mkv to keep it." if kind != ".mkv" and stream.type != "attachment" else ""
+        return f"{_track(stream)} is left out: a {kind} file does not take it.{mend}"
+    return f"{_track(stream)} is left out: only sound, subtitles and attachments are copied."
 
 
 def _fits(stream: Any, probe: Path) -> bool:
