@@ -310,6 +310,18 @@ def test_a_version_of_another_side_takes_over() -> None:
     assert run_stream(site, work).rig.stream.snapshot().failed == 0
 
 
+def test_what_the_old_engine_does_to_the_picture_the_new_may_do_too() -> None:
+    site = Site({1: Engine(10, blotched), 2: Engine(10, blotched)})
+
+    def work(run: Running) -> None:
+        site.current = 2
+        until(partial(settled_on, run.slot, 2))
+        until(partial(getattr, site.engines[1], "closed"))
+
+    run_stream(site, work, replace(QUICK, probation_s=0.3))
+    assert site.refused == []
+
+
 def test_what_does_not_load_is_refused_once() -> None:
     site = Site({1: Engine()})
 

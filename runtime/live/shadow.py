@@ -94,8 +94,11 @@ def time_limit(config: SwapConfig, *, deadline_ms: float | None, old_ms: float |
     return max(known, default=None)
 
 
-def inspect(look: Look, config: SwapConfig) -> Found:
-    """Look at one face. What was made must be of the crop's shape and dtype."""
+def inspect(look: Look, config: SwapConfig, *, usual_low: float = 0.0) -> Found:
+    """Look at one face. What was made must be of the crop's shape and dtype.
+
+    usual_low: how far the low frequencies of the engine before were from the input's, where `look.old` is unknown.
+    """
     crop, made, old = look.crop, look.made, look.old
     if made.shape != crop.shape or made.dtype != np.uint8:
         return Found(faults=("its output has another shape or dtype than the face",), blank=True)
@@ -104,7 +107,7 @@ def inspect(look: Look, config: SwapConfig) -> Found:
     faults = []
     if _clipped(made) > _clipped(crop) + config.clip_limit:
         faults.append("its output is clipped")
-    low, usual = _low(made, crop), 0.0 if old is None else _low(old, crop)
+    low, usual = low_distance(made, crop), usual_low if old is None else low_distance(old, crop)
     if low > max(config.low_limit, usual + config.low_margin):
         faults.append("its low frequencies are not those of the input")
     if old is not None and _apart(made, old) > config.far_limit:
@@ -115,8 +118,14 @@ def inspect(look: Look, config: SwapConfig) -> Found:
 class Trial:
     """The faces of one engine on trial, from `started` on (seconds of any clock that runs forwards)."""
 
-    def __init__(self, config: SwapConfig, *, started: float, seconds: float, faces: int) -> None:
-        """seconds, faces: both must have passed before it can pass. Speed is judged from as many faces on."""
+    def __init__(
+        self, config: SwapConfig, *, started: float, seconds: float, faces: int, usual_low: float = 0.0
+    ) -> None:
+        """seconds, faces: both must have passed before it can pass. Speed is judged from as many faces on.
+
+        usual_low: what `inspect` is told, of an earlier trial.
+        """
+        self.usual_low = usual_low
         self._config, self._started = config, started
         self._seconds, self._faces = seconds, faces
         self._seen = self._bad = 0
@@ -141,7 +150,9 @@ class Trial:
 
     def observe(self, look: Look) -> None:
         """Take in one face."""
-        found = inspect(look, self._config)
+        found = inspect(look, self._config, usual_low=self.usual_low)
+        if look.old is not None:
+            self.usual_low = max(self.usual_low, low_distance(look.old, look.crop))
         self._seen += 1
         self._ms.append(look.ms)
         self._bad += bool(found.faults)
@@ -175,7 +186,7 @@ def _clipped(image: Frame) -> float:
     return float(((image == 0) | (image == 255)).mean())
 
 
-def _low(image: Frame, other: Frame) -> float:
+def low_distance(image: Frame, other: Frame) -> float:
     """Mean difference of 16 x 16 cells, in levels; the mean colour aside, which the pipeline takes from the input."""
     a, b = (_cells(picture, _COARSE) for picture in (image, other))
     a, b = a - a.mean(axis=(0, 1)), b - b.mean(axis=(0, 1))

@@ -57,6 +57,7 @@ class SwapWatcher:
         self._refused: set[int] = set()
         self._complaint = ""
         self._old_ms: float | None = None
+        self._usual_low = 0.0
         self._tick = min(_TICK_S, config.poll_s)
         self.swaps = 0
         self.rollbacks = 0
@@ -133,7 +134,7 @@ class SwapWatcher:
                 self._try_face(loaded, look, trial)
             verdict = trial.verdict(self._now(), limit_ms=self._limit(old_ms.median_ms))
             if verdict is not Verdict.WAIT:
-                self._old_ms = old_ms.median_ms
+                self._old_ms, self._usual_low = old_ms.median_ms, trial.usual_low
                 return trial.reason
             if not self._still(loaded.number):
                 self._events.add("swap", f"version {loaded.number} is left: another one is current")
@@ -165,7 +166,9 @@ class SwapWatcher:
     def _probation(self, loaded: Loaded) -> None:
         """Watch the version that took over, until the one before is closed, or takes over again."""
         config = self._config
-        trial = Trial(config, started=self._now(), seconds=config.probation_s, faces=0)
+        trial = Trial(
+            config, started=self._now(), seconds=config.probation_s, faces=0, usual_low=self._usual_low
+        )
         while not self._stop.wait(self._tick):
             self._look_at(trial)
             verdict = trial.verdict(self._now(), limit_ms=self._limit(self._old_ms))
