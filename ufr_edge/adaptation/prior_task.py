@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ufr_edge.adaptation.optimizers import OptimizerName, build_optimizer
 from ufr_edge.adaptation.pictures import strip
 from ufr_edge.adaptation.restorer_task import ImageSource
 from ufr_edge.adaptation.training import (
@@ -35,18 +36,19 @@ EVALUATED_TIMESTEPS = (20, 60, 120, 240, 400, 600)
 
 @dataclass(frozen=True, kw_only=True)
 class PriorTraining:
-    """AdamW, cosine from `lr` to `lr_end`, EMA.
+    """AdamW, Adam or Muon, cosine from `lr` to `lr_end`, EMA.
 
     Timesteps: uniform below `visited` (what the method visits), of which a `low_share` is drawn below `low`
     instead (what a light touch visits), and a `beyond` share between `visited` and `highest`.
-    `accumulate`: a step's batch is computed in so many parts. The first `crop_steps` see random crops of `crop` px instead of whole faces, at timesteps below
-    `crop_visited`: texture is learned there at a fraction of the cost.
+    `accumulate`: a step's batch is computed in so many parts. The first `crop_steps` see random crops of `crop` px
+    instead of whole faces, at timesteps below `crop_visited`: texture is learned there at a fraction of the cost.
     """
 
     steps: int
     lr: float = 4e-4
     lr_end: float = 5e-5
     warmup: int = 200
+    optimizer: OptimizerName = "adamw"
     ema: float = 0.999
     accumulate: int = 1
     precision: str = "auto"
@@ -110,7 +112,7 @@ class PriorTask:
         self.config, self.faces, self.run, self.device = config, faces, run, device
         self.held_out = to_tensor(held_out, device) * 2 - 1
         self.abar = base_abar(device)
-        self.optimizer = torch.optim.AdamW(prior.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0)
+        self.optimizer = build_optimizer(config.optimizer, prior.parameters(), lr=config.lr, beta2=0.99)
 
     @property
     def result(self) -> DiffusionPrior:
