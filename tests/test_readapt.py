@@ -226,7 +226,7 @@ def test_all_of_one_person(tmp_path: Path) -> None:
         split_people(folder, names, share=0.2, most=32, least_people=2, seed=0)
     folder = index(tmp_path / "two", ["1.1"] * 15 + ["1.2"] * 5)
     train, held = split_people(folder, names[:20], share=0.2, most=32, least_people=2, seed=0)
-    assert {len(train), len(held)} == {15, 5}
+    assert (len(train), len(held)) == (15, 5)
 
 
 GOOD = {

@@ -34,11 +34,11 @@ def split_people(
     wanted = min(most, max(1, round(share * len(names))))
     held: list[str] = []
     left = len(names)
-    for who in order[:-1]:
-        if len(held) >= wanted or left - len(people[who]) < MINIMUM_FACES:
-            break
-        held += people[who]
-        left -= len(people[who])
+    # Those with very many faces last: they are worth more in training.
+    for who in sorted(order, key=lambda who: len(people[who]) > 2 * wanted):
+        if len(held) < wanted and left - len(people[who]) >= MINIMUM_FACES:
+            held += people[who]
+            left -= len(people[who])
     if not held:
         msg = f"No person of {faces} can be held out without leaving fewer than {MINIMUM_FACES} faces. Record more."
         raise InputFileError(msg)
