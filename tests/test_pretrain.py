@@ -16,7 +16,15 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 from test_training import CLASSIC, faces, task, weights_of
-from training_fakes import SIDE, make_faces, save_small_prior, save_small_restorer, small_prior, write_faces
+from training_fakes import (
+    SIDE,
+    make_faces,
+    save_small_prior,
+    save_small_restorer,
+    small_prior,
+    weight,
+    write_faces,
+)
 
 from ufr_edge.adaptation.faces import load_faces, read_training_face
 from ufr_edge.adaptation.journal import CURVES, TENSORBOARD
@@ -313,7 +321,7 @@ def test_accumulated_gradient_is_the_large_batchs(tmp_path: Path) -> None:
     for parts in (1, 4):
         found = task(tmp_path, losses=LossWeights(), batch=4)
         torch.manual_seed(4)
-        torch.nn.init.normal_(found.model.head.weight, std=0.01)
+        torch.nn.init.normal_(weight(found, "head"), std=0.01)
         found.parts = found.workers.parts(4, parts)
         terms = [found._backward(0, part)[1] for part in found.parts]
         gradients.append(([p.grad for p in found.model.parameters()], found.workers.mean(terms)))
@@ -515,7 +523,7 @@ def test_nan_keeps_the_last_good_checkpoint(
             if step == 3 and where == "forward":
                 return out, {**terms, "total": terms["total"] * float("nan")}
             if step == 3:
-                self.model.stem.weight.grad.fill_(float("inf"))  # type: ignore[union-attr]
+                weight(self, "stem").grad.fill_(float("inf"))  # type: ignore[union-attr]
             return out, terms
 
     found = task(tmp_path)

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from training_fakes import SIDE, make_faces, save_small_prior, small_prior, write_faces
+from training_fakes import SIDE, make_faces, save_small_prior, small_prior, weight, write_faces
 
 from ufr_edge.adaptation import training
 from ufr_edge.adaptation.discriminator import Adversary, UNetDiscriminatorSN
@@ -95,7 +95,7 @@ def test_nan_loss_stops_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
     run_loop(found, tmp_path, LoopConfig(), steps=2, show=False)
     before = (tmp_path / CHECKPOINT).read_bytes()
     with torch.no_grad():
-        found.model.head.weight.fill_(float("nan"))
+        weight(found, "head").fill_(float("nan"))
     with pytest.raises(TrainingError, match="at step 2"):
         found.step(2)
     assert (tmp_path / CHECKPOINT).read_bytes() == before
@@ -134,18 +134,19 @@ def test_terms_need_their_data(tmp_path: Path) -> None:
 def test_losses_do_not_depend_on_the_batch(tmp_path: Path) -> None:
     """Paper statement 13: changing the micro-batch changes neither loss nor gradient."""
     found = task(tmp_path, losses=LossWeights(adversarial=0.0))
-    torch.nn.init.normal_(found.model.head.weight, std=0.01)
+    torch.nn.init.normal_(weight(found, "head"), std=0.01)
     lq, goal = (torch.rand(4, 3, SIDE, SIDE) for _ in range(2))
 
     def gradient(chunks: int) -> tuple[float, torch.Tensor]:
         found.model.zero_grad()
         total = 0.0
         for x, y in zip(lq.chunk(chunks), goal.chunk(chunks), strict=True):
-            loss, _ = found._losses(found.model(x), y, 0)
+            loss, _ = found._losses(found.trained(x), y, 0)
             (loss / chunks).backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach()) / chunks
-        assert found.model.stem.weight.grad is not None
-        return total, found.model.stem.weight.grad.clone()
+        gradient = weight(found, "stem").grad
+        assert gradient is not None
+        return total, gradient.clone()
 
     (one, g1), (four, g4) = gradient(1), gradient(4)
     assert one == pytest.approx(four, abs=1e-5)

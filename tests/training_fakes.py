@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
+from ufr_edge.adaptation.restorer_task import RestorerTask
 from ufr_edge.priors.model import DiffusionPrior, build_prior
 from ufr_edge.restorers.edge import build_restorer
 from ufr_edge.restorers.files import save_restorer
@@ -55,3 +58,8 @@ def save_small_restorer(path: Path) -> str:
     torch.nn.init.normal_(model.head.weight, std=0.003)
     save_restorer(model, path, arch="edge-s", side=SIDE)
     return str(path)
+
+
+def weight(task: RestorerTask, layer: str) -> torch.Tensor:
+    """Return the weight of a task's own convolution, "stem" or "head"."""
+    return cast("nn.Conv2d", task.model.get_submodule(layer)).weight

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ufr_edge.degradations.raw import RawSensor
 from ufr_edge.errors import InputFileError
-from ufr_edge.runtime.collect import INDEX
+from ufr_edge.runtime.face_store import INDEX
 from ufr_edge.runtime.faces.align import warp_face
 from ufr_edge.runtime.faces.detect import DetectorConfig
 from ufr_edge.runtime.frame import Frame
