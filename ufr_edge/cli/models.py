@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,6 +19,9 @@ from ufr_edge.restorers.registry import (
 )
 from ufr_edge.weights import ShippedWeights, find_weights, list_weights
 from ufr_edge.weights.cards import without_markers
+
+if TYPE_CHECKING:
+    from ufr_edge.restorers.files import Storage
 
 _ACCEPT = "Accept a licence that forbids commercial use; it is asked for once."
 
@@ -98,6 +102,20 @@ def path(name: str, check: bool) -> None:
     click.echo(str(model.path))
     if not model.fetched:
         click.echo(f"not fetched yet. Run: ufr-edge models fetch {name}", err=True)
+
+
+@command.command("blend")
+@click.argument("first")
+@click.argument("second")
+@click.option("--share", type=float, required=True, help="How much of the second: 0 is the first, 1 the second.")
+@click.option("-o", "--output", "out", required=True, type=click.Path(path_type=Path), help="File to write.")
+@click.option("--storage", type=click.Choice(["fp32", "fp16", "int8"]), default="fp32", show_default=True)
+@click.option("--overwrite", is_flag=True, help="Replace the file.")
+def blend(first: str, second: str, share: float, out: Path, storage: Storage, overwrite: bool) -> None:
+    """Mix the weights of a restorer and of one that was trained on from it, faithful and sharp."""
+    from ufr_edge.restorers.blend import blend_files
+
+    click.echo(f"Wrote {blend_files(first, second, out, share=share, storage=storage, overwrite=overwrite)}.")
 
 
 def _line(name: str, kind: str, size: int | None, state: str, about: str) -> None:
