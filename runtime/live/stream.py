@@ -236,7 +236,8 @@ class LiveStream:
                     self._board.lost(name)
                     raise
                 if done is not held and done.step is not Step.PASS:  # what is let through costs nothing
-                    self._board.clock.add(name, time.perf_counter() - since)
+                    # Not the bare name: the pipeline's own stages, timed inside, have those.
+                    self._board.clock.add(f"{name} thread", time.perf_counter() - since)
                 taken.put(done)  # refused only after an abort, and counted by the queue
         finally:
             taken.close()

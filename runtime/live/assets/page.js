@@ -206,8 +206,8 @@ const count = (n) => (n < 100000 ? String(n) : `${(n / 1000).toFixed(0)}k`);
 const share = (part, all) => (part && all ? `${((100 * part) / all).toFixed(part / all < 0.1 ? 1 : 0)} %` : "");
 
 function stages(stats) {
-  const threads = ["track", "restore", "paste", "sink"];
-  const order = ["track", "detect", "restore", "warp", "stabilise", "paste", "sink"];
+  const threads = ["track thread", "restore thread", "paste thread", "sink"];
+  const order = ["track thread", "detect", "track", "restore thread", "warp", "restore", "stabilise", "paste thread", "paste", "sink"];
   const times = stats.stages.filter((s) => s.count && order.includes(s.name)).sort((a, b) => order.indexOf(a.name) - order.indexOf(b.name));
   const most = Math.max(1, ...times.map((s) => s.p95_ms));
   $("stages").tBodies[0].replaceChildren(...times.map((stage) => {
