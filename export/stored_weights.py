@@ -7,10 +7,9 @@ from pathlib import Path
 from ufr_edge.errors import InputFileError
 from ufr_edge.files import sha256_file
 from ufr_edge.restorers.edge import EdgeUNet
-from ufr_edge.restorers.files import WEIGHTS_NAME, save_restorer
+from ufr_edge.restorers.files import WEIGHTS_NAME, save_restorer, shipped_files
 from ufr_edge.restorers.loading import AnyRestorer
 from ufr_edge.runtime.bundle import Bundle
-from ufr_edge.weights import WEIGHTS_DIR
 
 
 def write_weights(folder: Path, restorer: AnyRestorer) -> tuple[str, ...]:
@@ -34,7 +33,7 @@ def bundle_weights(bundle: Bundle) -> Path:
         bundle.verify([WEIGHTS_NAME])
         return bundle.file(WEIGHTS_NAME)
     wanted = bundle.manifest.restorer.weights_sha256
-    for path in sorted(WEIGHTS_DIR.glob(f"*/{WEIGHTS_NAME}")):
+    for path in shipped_files():
         if sha256_file(path) == wanted:
             return path
     msg = (

@@ -78,15 +78,16 @@ def test_shipped_prior_config_loads() -> None:
 
 
 def test_the_stages_follow_each_other() -> None:
-    first, sharp, large = (
+    first, sharp, large, last = (
         load_config(PretrainRestorer, CONFIGS / f"{name}.toml")
-        for name in ("edge-m-256", "edge-m-256-sharp", "edge-l-256")
+        for name in ("edge-m-256", "edge-m-256-sharp", "edge-l-256", "edge-l-256-sharp")
     )
     assert sharp.init == large.widen_from == "runs/edge-m-256" and first.init is None
     assert first.training.losses.pixel == large.training.losses.pixel == "log_mse"
     losses = sharp.training.losses
-    assert losses.pixel == "l1" and min(losses.l1, losses.prior_features, losses.adversarial) > 0
-    assert sharp.training.adversarial_crop == 128
+    assert losses.pixel == "log_mse" and min(losses.l1, losses.prior_features, losses.adversarial, losses.grid) > 0
+    assert sharp.training.discriminator == "prior-features" and sharp.training.adversarial_crop == 128
+    assert last.init == "runs/edge-l-256" and last.training == sharp.training
 
 
 def test_mixture_is_drawn_by_its_shares() -> None:

@@ -123,10 +123,11 @@ class TestResume:
                 raise KeyboardInterrupt
 
         clip, out = clip_of(tmp_path), tmp_path / "out.mp4"
+        before = set(threading.enumerate())
         with pytest.raises(KeyboardInterrupt):
             run_path(clip, out, StubEngine(), CONFIG, watch=stop)
         assert parts(tmp_path) == ["0000000.part"] and not list(tmp_path.glob(".out.mp4.parts/*.tmp"))
-        assert threading.active_count() == 1
+        assert set(threading.enumerate()) <= before
         assert run_path(clip, out, StubEngine(), CONFIG).frames_kept == 10
 
     @pytest.mark.parametrize("change", ["settings", "source", "engine"])
@@ -196,12 +197,12 @@ class TestWorkers:
         assert report.notes == ()
         same(read_clip(out), whole(tmp_path, clip))
 
-    def test_an_error_in_one_ends_the_others_and_keeps_what_is_finished(self, tmp_path: Path) -> None:
+    def test_an_error_in_one_ends_the_others_and_leaves_no_film(self, tmp_path: Path) -> None:
         clip, out = clip_of(tmp_path), tmp_path / "out.mp4"
         config = replace(CONFIG, workers=2)
         with pytest.raises(InferenceError, match="broke"):
             run_path(clip, out, StubEngine(), config, reopen=reopened_to_break)
-        assert parts(tmp_path) and not out.exists()
+        assert not out.exists()  # whether a part was finished by then is a matter of luck
         run_path(clip, out, StubEngine(), CONFIG)
         same(read_clip(out), whole(tmp_path, clip))
 

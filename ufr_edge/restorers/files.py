@@ -91,6 +91,11 @@ def _unpack(packed: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def shipped_files() -> list[Path]:
+    """The weights files of the shipped restorers."""
+    return sorted(WEIGHTS_DIR.glob(f"*/{WEIGHTS_NAME}"))
+
+
 def find_weights(source: str | Path) -> Path:
     """Resolve a shipped name, a run folder or a file to the weights file. Raises InputFileError."""
     shipped = WEIGHTS_DIR / str(source) / WEIGHTS_NAME
