@@ -64,12 +64,17 @@ def run_cell(camera: str, seed: int, args: argparse.Namespace) -> dict[str, Any]
     write_json(folder / "settings.json", with_)
     print(f"{camera}, seed {seed}", flush=True)
     started = time.time()
-    faces, clean = prepare(args.faces, folder / "camera", folder / "clean", camera, args, seed=1000 * seed + 1)
+    faces, clean = prepare(
+        args.faces, folder / "camera", folder / "clean", camera, args, seed=1000 * seed + 1
+    )
     config = settings(args, seed)
     made = adapt(faces, folder / "adapted", config, real=args.real, tell=print)
     adapted_s = time.time() - started
-    oracle = finetune(faces, clean, folder / "oracle", config.aligned().finetune, real=args.real)
-    models = {"base": args.restorer, "adapted": str(made.weights), "oracle": str(oracle)}
+    models = {"base": args.restorer, "adapted": str(made.weights)}
+    if not args.no_oracle:
+        models["oracle"] = str(
+            finetune(faces, clean, folder / "oracle", config.aligned().finetune, real=args.real)
+        )
     figures = {name: figures_on(name, models, args, seed) for name in (camera, CLASSIC)}
     cell = {
         "camera": camera,
@@ -88,7 +93,18 @@ def run_cell(camera: str, seed: int, args: argparse.Namespace) -> dict[str, Any]
 
 def made_with(args: argparse.Namespace) -> dict[str, Any]:
     """What a cell depends on beside camera and seed."""
-    names = ("restorer", "prior", "limit", "steps", "sampler", "fast_steps", "fidelity", "replay", "camera_pairs", "side")
+    names = (
+        "restorer",
+        "prior",
+        "limit",
+        "steps",
+        "sampler",
+        "fast_steps",
+        "fidelity",
+        "replay",
+        "camera_pairs",
+        "side",
+    )
     return {**{name: getattr(args, name) for name in names}, "real": args.real is not None}
 
 
@@ -111,7 +127,9 @@ def settings(args: argparse.Namespace, seed: int) -> AdaptConfig:
     training = tuning.training
     losses = training.losses if args.real else dataclasses.replace(training.losses, adversarial=0.0)
     training = dataclasses.replace(training, losses=losses, steps=args.steps or training.steps)
-    config = AdaptConfig(targets=targets, finetune=dataclasses.replace(tuning, training=training), align=False)
+    config = AdaptConfig(
+        targets=targets, finetune=dataclasses.replace(tuning, training=training), align=False
+    )
     return config if args.fidelity is None else config.at_fidelity(args.fidelity)
 
 
@@ -128,7 +146,9 @@ def prepare(
     return bad, good
 
 
-def figures_on(camera: str, models: Mapping[str, str], args: argparse.Namespace, seed: int) -> dict[str, dict[str, float]]:
+def figures_on(
+    camera: str, models: Mapping[str, str], args: argparse.Namespace, seed: int
+) -> dict[str, dict[str, float]]:
     """Figures of each model on the held-out faces, degraded by `camera`."""
     bad, good = prepare(
         args.val,
@@ -148,7 +168,9 @@ def figures_on(camera: str, models: Mapping[str, str], args: argparse.Namespace,
 
 
 def gap_closed(figures: Mapping[str, Mapping[str, float]], name: str) -> float | None:
-    """Share of the way from base to oracle that adapting went; None where the oracle is no better than the base."""
+    """Share of the way from base to oracle that adapting went; None where the oracle is no better, or was not trained."""
+    if "oracle" not in figures:
+        return None
     base, adapted, oracle = (figures[model][name] for model in ("base", "adapted", "oracle"))
     return None if oracle >= base else (base - adapted) / (base - oracle)
 
@@ -184,7 +206,15 @@ def spread(values: Sequence[float | None], *, form: str, scale: float = 1.0, uni
 
 def markdown(result: Mapping[str, Any]) -> str:
     """The rows for docs/quality.md, from the JSON alone."""
-    head = ["camera", "seeds", "gap closed, features", "gap closed, Fréchet", "PSNR, dB", "classic, dB", "as asked"]
+    head = [
+        "camera",
+        "seeds",
+        "gap closed, features",
+        "gap closed, Fréchet",
+        "PSNR, dB",
+        "classic, dB",
+        "as asked",
+    ]
     rows = []
     for row in result["summary"]:
         gaps = [row.get(f"gap_{name}", []) for name in GAPS]
@@ -192,7 +222,9 @@ def markdown(result: Mapping[str, Any]) -> str:
         good &= min(row["psnr_change_db"]) >= 0 and min(row["classic_change_db"]) >= WANTED_CLASSIC
         shown = [spread(gap, form=".0f", scale=100, unit=" %") for gap in gaps]
         changes = [spread(row[name], form="+.2f") for name in ("psnr_change_db", "classic_change_db")]
-        rows.append([row["camera"], ", ".join(map(str, row["seeds"])), *shown, *changes, "yes" if good else "no"])
+        rows.append(
+            [row["camera"], ", ".join(map(str, row["seeds"])), *shown, *changes, "yes" if good else "no"]
+        )
     each = []
     for cell in result["cells"]:
         for model, figures in cell["figures"].items():
@@ -218,10 +250,16 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--faces", type=Path, required=True, help="clean faces that play the camera's (ADAPT)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--faces", type=Path, required=True, help="clean faces that play the camera's (ADAPT)"
+    )
     parser.add_argument("--val", type=Path, required=True, help="held-out clean faces (VAL)")
-    parser.add_argument("--real", type=Path, help="unrelated clean faces (TRAIN); without: no adversarial term")
+    parser.add_argument(
+        "--real", type=Path, help="unrelated clean faces (TRAIN); without: no adversarial term"
+    )
     parser.add_argument("-o", "--output", dest="out", type=Path, default=Path("runs/adaptation"))
     parser.add_argument("--restorer", default="edge-m-256")
     parser.add_argument("--prior", default="prior-256")
@@ -232,9 +270,16 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--sampler", choices=["given", "auto"], default="given")
     parser.add_argument("--fast-steps", type=int, help="calls of the prior per target in place of all")
     parser.add_argument("--fidelity", type=float, help="the dial, 0 to 1")
-    parser.add_argument("--replay", type=float, default=0.25, help="share of classic pairs of --real [0.25 with --real]")
-    parser.add_argument("--camera-pairs", type=float, default=0.0, help="share of pairs of the estimated camera [0]")
-    parser.add_argument("--sweep", action="store_true", help="also draw the dial's curve on each camera (12 faces)")
+    parser.add_argument(
+        "--replay", type=float, default=0.25, help="share of classic pairs of --real [0.25 with --real]"
+    )
+    parser.add_argument(
+        "--camera-pairs", type=float, default=0.0, help="share of pairs of the estimated camera [0]"
+    )
+    parser.add_argument("--no-oracle", action="store_true", help="leave the training on true pairs out")
+    parser.add_argument(
+        "--sweep", action="store_true", help="also draw the dial's curve on each camera (12 faces)"
+    )
     parser.add_argument("--side", type=int, default=256)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--overwrite", action="store_true")
@@ -266,6 +311,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "restorer": args.restorer,
                 "prior": args.prior,
                 "replay": args.replay,
+                "camera_pairs": args.camera_pairs,
                 "cells": cells,
                 "summary": summary(cells),
             }

@@ -36,11 +36,24 @@ PAUSE = 600.0
 def counted(name: str, folder: Path) -> dict[str, Any]:
     """What the weights themselves say."""
     size = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
-    base = {"name": name, "code_licence": "Apache-2.0", "weights_licence": LICENCE, "limits": list(LIMITS), "paper": PAPER}
+    base = {
+        "name": name,
+        "code_licence": "Apache-2.0",
+        "weights_licence": LICENCE,
+        "limits": list(LIMITS),
+        "paper": PAPER,
+    }
     if (folder / "unet").is_dir():
         prior = load_prior(folder)
         parameters = sum(p.numel() for p in prior.parameters())
-        return {**base, "kind": "prior", "side": prior.side, "parameters": parameters, "bytes": size, "storage": "fp16"}
+        return {
+            **base,
+            "kind": "prior",
+            "side": prior.side,
+            "parameters": parameters,
+            "bytes": size,
+            "storage": "fp16",
+        }
     loaded = load_restorer(folder)
     parameters = sum(p.numel() for p in loaded.model.parameters())
     guess = "fp16" if size < 3 * parameters else "fp32"  # files from before the header said it
@@ -102,7 +115,9 @@ def new_card(card: Mapping[str, Any]) -> str:
     template = PRIOR_CARD if card["kind"] == "prior" else RESTORER_CARD
     limits = "\n".join(f"- {limit}" for limit in LIMITS)
     summary = card.get("summary", "")
-    return template.format(name=card["name"], side=card["side"], summary=summary, limits=limits, licence=LICENCE)
+    return template.format(
+        name=card["name"], side=card["side"], summary=summary, limits=limits, licence=LICENCE
+    )
 
 
 def fill(name: str, args: argparse.Namespace) -> None:
@@ -128,7 +143,9 @@ def fill(name: str, args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Fill the cards named."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("names", nargs="+", metavar="NAME", help="folders below ufr_edge/weights")
     parser.add_argument("--weights", type=Path, default=WEIGHTS_DIR, help="folder of the weights' folders")
     parser.add_argument("--quality", type=Path, help="folder that quality.py wrote")

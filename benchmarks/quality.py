@@ -44,20 +44,49 @@ class Job:
     def shown(self, folder: Path) -> list[str]:
         """The commands as the document prints them, without this machine's folders."""
         out = folder.name if folder.is_absolute() else str(folder)
-        return [shlex.join(["ufr-edge", *(word.replace("OUT", out) for word in words)]) for words in self.commands]
+        return [
+            shlex.join(["ufr-edge", *(word.replace("OUT", out) for word in words)]) for words in self.commands
+        ]
 
 
 def evaluation(name: str, title: str, restorers: Sequence[str], presets: Sequence[str], *more: str) -> Job:
     """Restorers side by side on presets."""
-    words = ["eval", "--truth", "VAL", *(w for preset in presets for w in ("--degrade", preset)), "--seed", "0"]
+    words = [
+        "eval",
+        "--truth",
+        "VAL",
+        *(w for preset in presets for w in ("--degrade", preset)),
+        "--seed",
+        "0",
+    ]
     words += [w for restorer in restorers for w in ("--restorer", restorer)]
-    words += ["--prior", "prior-256", *more, "-o", f"OUT/{name}.json", "--sheet", f"OUT/{name}.jpg", "--by-source"]
+    words += [
+        "--prior",
+        "prior-256",
+        *more,
+        "-o",
+        f"OUT/{name}.json",
+        "--sheet",
+        f"OUT/{name}.jpg",
+        "--by-source",
+    ]
     return Job(name, title, (tuple(words),), f"{name}.json")
 
 
 def prior_job(prior: str, restorer: str, more: Sequence[str]) -> Job:
     """A report on a prior."""
-    words = ("prior-report", prior, "--faces", "VAL", "-o", f"OUT/{prior}", "--restorer", restorer, "--degrade", UNSEEN)
+    words = (
+        "prior-report",
+        prior,
+        "--faces",
+        "VAL",
+        "-o",
+        f"OUT/{prior}",
+        "--restorer",
+        restorer,
+        "--degrade",
+        UNSEEN,
+    )
     return Job(prior, f"The prior: {prior}", ((*words, *more),), f"{prior}/report.json")
 
 
@@ -93,8 +122,11 @@ def run(job: Job, args: argparse.Namespace) -> None:
             sys.exit(f"stopped: that command ended with code {status}. Run this again to go on.")
 
 
-def render(jobs: Sequence[Job], out: Path, adapted: Sequence[Path] = ()) -> str:
-    """The document, from the JSON files alone, and the tables that benchmarks/adaptation.py wrote into `adapted`."""
+def render(jobs: Sequence[Job], out: Path, adapted: Sequence[Path] = (), pairs: Sequence[Path] = ()) -> str:
+    """The document, from the JSON files alone, and the tables that benchmarks/adaptation.py wrote into `adapted`.
+
+    pairs: folders of the same with and without camera pairs; compared in one table.
+    """
     results = {job.name: read_json(out / job.result) for job in jobs}
     lead = (
         f"ufr-edge {__version__}. Written by `python benchmarks/quality.py --faces VAL -o {out.name if out.is_absolute() else out}`; no figure is typed by "
@@ -114,14 +146,54 @@ def render(jobs: Sequence[Job], out: Path, adapted: Sequence[Path] = ()) -> str:
         restorer = read_json(folder / "adaptation.json")["restorer"]
         text = (folder / "adaptation.md").read_text(encoding="utf-8").strip()
         parts += [f"## Adapting {restorer} to cameras training has not seen, without ground truth", text]
+    if pairs:
+        parts += ["## Extra pairs from the estimated camera: do they help?", *pairs_section(pairs)]
     return "\n\n".join(parts) + "\n"
+
+
+def pairs_section(folders: Sequence[Path]) -> list[str]:
+    """Adapting with and without pairs of the estimated camera, by number of faces."""
+    rows, commands = [], []
+    for result in (read_json(folder / "adaptation.json") for folder in folders):
+        commands.append(result["command"])
+        for cell in result["cells"]:
+            base, adapted = cell["figures"]["base"], cell["figures"]["adapted"]
+            named = [cell["camera"], str(cell["faces"]), f"{result['camera_pairs']:g}", str(cell["seed"])]
+            columns = ("prior_feature_distance", "prior_frechet_distance")
+            changes = [f"{base[name]:.4g} → {adapted[name]:.4g}" for name in columns]
+            psnr = f"{adapted['psnr_db'] - base['psnr_db']:+.2f}"
+            classic = f"{cell['classic']['adapted']['psnr_db'] - cell['classic']['base']['psnr_db']:+.2f}"
+            rows.append([*named, *changes, psnr, classic])
+    head = [
+        "camera",
+        "faces",
+        "share of pairs",
+        "seed",
+        "feature distance",
+        "feature Fréchet",
+        "PSNR, dB",
+        "classic, dB",
+    ]
+    return [
+        "\n".join(command_block(line) for line in commands),
+        markdown_table(head, sorted(rows, key=by_faces)),
+    ]
+
+
+def by_faces(row: Sequence[str]) -> tuple[str, int, str, str]:
+    """Order: camera, faces as a number, share, seed."""
+    return row[0], int(row[1]), row[2], row[3]
 
 
 def section(job: Job, result: Mapping[str, Any], out: Path) -> list[str]:
     """One job's tables under its commands."""
     if result.get("kind") == "prior-report":
         return [prior_markdown({**result, "command": job.shown(out)[0]})]
-    tables = [part for preset, columns in in_order(result).items() for part in (f"**{preset}**", eval_table(columns))]
+    tables = [
+        part
+        for preset, columns in in_order(result).items()
+        for part in (f"**{preset}**", eval_table(columns))
+    ]
     return ["\n".join(command_block(line) for line in job.shown(out)), settings_line(result), *tables]
 
 
@@ -138,25 +210,45 @@ def asked(results: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
         for sampler, values in report["figures"].get("targets", {}).items():
             name = f"{report['config']['prior']}, {sampler} sampler"
             change, detail = values["psnr_change_db"], values["detail_ratio"]
-            said = f"{name}: targets of {UNSEEN} at most {-LOWEST_PSNR_CHANGE:g} dB below the restorer's output"
+            said = (
+                f"{name}: targets of {UNSEEN} at most {-LOWEST_PSNR_CHANGE:g} dB below the restorer's output"
+            )
             rows.append([said, f"{change:+.2f} dB", kept(change >= LOWEST_PSNR_CHANGE)])
             said = f"{name}: their fine detail within {100 * DETAIL_WITHIN:.0f} % of the clean faces'"
             rows.append([said, f"{100 * (detail - 1):+.0f} %", kept(abs(detail - 1) <= DETAIL_WITHIN)])
     size = sum(model.size for model in list_weights()) / 1e6
-    return [*rows, [f"all shipped weights together at most {BUDGET_MB} MB", f"{size:.1f} MB", kept(size <= BUDGET_MB)]]
+    return [
+        *rows,
+        [f"all shipped weights together at most {BUDGET_MB} MB", f"{size:.1f} MB", kept(size <= BUDGET_MB)],
+    ]
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--faces", type=Path, required=True, help="held-out clean aligned faces (VAL)")
-    parser.add_argument("--adaptation", type=Path, nargs="*", default=[], help="folders of benchmarks/adaptation.py to take in")
+    parser.add_argument(
+        "--adaptation",
+        type=Path,
+        nargs="*",
+        default=[],
+        help="folders of benchmarks/adaptation.py to take in",
+    )
+    parser.add_argument(
+        "--pairs", type=Path, nargs="*", default=[], help="the same, run with and without --camera-pairs"
+    )
     parser.add_argument("-o", "--output", dest="out", type=Path, default=Path("runs/quality"))
     parser.add_argument("--doc", type=Path, default=Path("docs/quality.md"))
     parser.add_argument("--restorer", help="for the prior reports [edge-m-256]")
     parser.add_argument("--count", type=int, default=64, help="faces of a prior report")
     parser.add_argument("--fast-steps", type=int, help="calls of the prior per face in place of all")
-    parser.add_argument("--only", nargs="+", help="measure these now, such as classic prior-256; the document has all that were measured")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        help="measure these now, such as classic prior-256; the document has all that were measured",
+    )
     parser.add_argument("--overwrite", action="store_true", help="measure everything again")
     return parser.parse_args(argv)
 
@@ -169,10 +261,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not args.only or job.name in args.only:
             run(job, args)
     jobs = [job for job in planned if (args.out / job.result).exists()]
-    index = [{"name": j.name, "title": j.title, "commands": j.shown(args.out), "result": j.result} for j in jobs]
+    index = [
+        {"name": j.name, "title": j.title, "commands": j.shown(args.out), "result": j.result} for j in jobs
+    ]
     write_json(args.out / INDEX, index)
     with atomic_file(args.doc) as beside:
-        beside.write_text(render(jobs, args.out, args.adaptation), encoding="utf-8")
+        beside.write_text(render(jobs, args.out, args.adaptation, args.pairs), encoding="utf-8")
     print(f"{args.doc}")
 
 
