@@ -32,6 +32,7 @@ _YAW, _PITCH, _SIZE, _LIGHT = (
 )  # degrees, eye-mouth heights, octaves, levels: one unit each
 _HOUR_S = 3600.0
 _PATCH = 384
+_LAST_KEPT = 1024  # tracks whose last kept face is remembered
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +157,10 @@ class FaceRecorder:
         row = self._store.add(seen.crop, track=track, look=look, at=self._now(), rest=rest)
         self._tracks[track][row.seq] = row
         self._size += row.size
-        self._last[track] = seen.time_s
+        self._last.pop(track, None)
+        self._last[track] = seen.time_s  # newest last; a stream has new tracks for as long as it runs
+        if len(self._last) > _LAST_KEPT:
+            del self._last[next(iter(self._last))]
         self._kept += 1
         while len(self._store.rows) > self._config.max_faces or self._size > self._config.max_mb * 1e6:
             self._drop(victim(self._tracks.values()), "no room")

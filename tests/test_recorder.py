@@ -107,6 +107,16 @@ class TestWhatIsKept:
                 "unsure": 1, "small": 1, "cut off": 1, "soon": 1, "alike": 2, "enough": 1,
             }  # fmt: skip
 
+    def test_tracks_of_a_stream_that_runs_for_weeks_are_not_all_remembered(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("ufr_edge.runtime.recorder._LAST_KEPT", 3)
+        config = RecorderConfig(min_free_mb=0, min_pixels=64, max_faces=5, gap_s=1.0)
+        with open_recorder(tmp_path / "faces", config) as recorder:
+            assert all(recorder.offer(sighting(track, track / 10)) is None for track in range(1, 12))
+            assert len(recorder._last) == 3
+            assert recorder.offer(sighting(11, 1.2)) == "soon"  # the newest are
+
     def test_pose_size_and_light_each_make_another_look(self) -> None:
         base = look_of(sighting())
         assert apart(base, look_of(sighting(seed=1))) < 0.2

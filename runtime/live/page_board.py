@@ -203,18 +203,29 @@ def _gauges(stats: LiveStats, memory: int, viewers: int, healthy: bool) -> Itera
             shares = (("0.5", spread.p50_ms), ("0.95", spread.p95_ms), ("0.99", spread.p99_ms))
             values = [({"quantile": share}, ms / 1000) for share, ms in shares]
             yield name, "gauge", "Age of frames at the sink, over the last frames.", values
-    drift = getattr(stats, "drift", None)
-    if isinstance(drift, (int, float)):
-        yield "drift", "gauge", "How far the faces are from those adapted to.", [({}, float(drift))]
-        raised = float(bool(getattr(stats, "drifted", False)))
-        yield "drifted", "gauge", "1 when that is too far.", [({}, raised)]
+    yield from _watched(stats)
     info = {
         "engine": stats.engine,
         "device": stats.device,
         "detector": stats.detector,
         "version": __version__,
     }
+    if stats.bundle_version is not None:
+        info["bundle_version"] = str(stats.bundle_version)
     yield "engine_info", "gauge", "What runs.", [(info, 1.0)]
+
+
+def _watched(stats: LiveStats) -> Iterator[_Family]:
+    """What only some streams have: drift where it is watched, the number of an installed version."""
+    if stats.watch is not None and stats.watch.drift is not None:
+        if stats.drift is not None:  # else too few faces were seen to tell
+            yield "drift", "gauge", "How far the faces are from those adapted to.", [({}, stats.drift)]
+        limit = stats.watch.drift.limit
+        yield "drift_limit", "gauge", "Where drift is raised.", [({}, limit)]
+        yield "drifted", "gauge", "1 while drift is raised.", [({}, float(stats.drifted))]
+    if stats.bundle_version is not None:
+        help_ = "Number of the installed version that runs."
+        yield "bundle_version", "gauge", help_, [({}, stats.bundle_version)]
 
 
 def _stages(stats: LiveStats) -> Iterator[str]:

@@ -231,7 +231,7 @@ function cell(kind, content, name = "") {
 
 function facts(stats, version, memory, viewers) {
   const rows = [
-    ["engine", stats.engine], ["device", stats.device], ["detector", stats.detector],
+    ["engine", stats.engine], ["bundle version", stats.bundle_version], ["device", stats.device], ["detector", stats.detector],
     ["picture", `${stats.width}×${stats.height}`],
     ["frames", `${stats.frames_in} in, ${stats.frames_out} out`], ["running", duration(stats.seconds)],
     ["memory", memory ? `${(memory / 1048576).toFixed(0)} MiB` : ""], ["failed", stats.failed || ""],
@@ -243,7 +243,8 @@ function facts(stats, version, memory, viewers) {
 /** Drift and the recorder, where the stream has them. */
 function watched(stats) {
   const watch = stats.watch || {}, limit = watch.drift && watch.drift.limit;
-  const drift = typeof stats.drift === "number" ? stats.drift.toFixed(1) + (typeof limit === "number" ? ` of ${+limit.toFixed(1)}` : "") : "";
+  const few = watch.drift ? `too few faces yet (${watch.drift.faces})` : "";
+  const drift = typeof stats.drift === "number" ? stats.drift.toFixed(1) + (typeof limit === "number" ? ` of ${+limit.toFixed(1)}` : "") : few;
   const kept = watch.recorded && typeof watch.recorded.kept === "number" ? `${watch.recorded.kept} faces${watch.recording ? "" : " (stopped)"}` : "";
   return [["drift", drift && stats.drifted ? mark("b", `${drift}: raised`, "warn") : drift], ["recorded", kept]];
 }
