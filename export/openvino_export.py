@@ -13,8 +13,10 @@ from ufr_edge.calibration.ptq_openvino import NncfConfig, quantize_openvino
 from ufr_edge.errors import BuildError, CalibrationError
 from ufr_edge.export.onnx_check import check_operators, layers_with, read_onnx
 from ufr_edge.optional import require
+from ufr_edge.runtime.signal_stack import kept_signal_stack
 
 
+@kept_signal_stack()  # NNCF runs the network
 def export_openvino(
     source: Path,
     target: Path,

@@ -18,6 +18,7 @@ from ufr_edge.errors import EngineMisfitError, InferenceError, UfrEdgeError
 from ufr_edge.optional import require
 from ufr_edge.runtime.engines import installed_backends, open_engine_file
 from ufr_edge.runtime.kernels import profile_kernels
+from ufr_edge.runtime.signal_stack import kept_signal_stack
 
 __all__ = ["EXTRAS", "REQUIRABLE", "Probe", "run_probes"]
 
@@ -170,6 +171,7 @@ def _run_int8(model: Path, backend: str) -> str:
     return f"{ran}, convolutions in INT8 kernels"
 
 
+@kept_signal_stack()
 def _run_openvino_device(model: Path, kind: str) -> str:
     devices = [str(name) for name in require("openvino", extra="openvino").Core().available_devices]
     names = [name for name in devices if name.split(".")[0] == kind]

@@ -26,6 +26,7 @@ from ufr_edge.runtime.engines.base import (
     translate_errors,
 )
 from ufr_edge.runtime.engines.onnx_wire import onnx_precision
+from ufr_edge.runtime.signal_stack import kept_signal_stack
 
 HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 NAMES = {hint: name for name, hint in HINTS.items()}
@@ -75,6 +76,7 @@ class OpenVinoSession:
         self._request = None
 
 
+@kept_signal_stack()
 def open_openvino(
     path: Path,
     *,
