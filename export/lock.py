@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from ufr_edge.errors import OutputError
+from ufr_edge.runtime.lock import try_lock
 
 _POLL_S = 0.2
 
@@ -61,7 +61,7 @@ def _acquire(path: Path, deadline: float, on_wait: Callable[[str], None]) -> int
     told = False
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        if _try_lock(handle) and _is_current(path, handle):
+        if try_lock(handle, path) and _is_current(path, handle):
             os.ftruncate(handle, 0)
             os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
             return handle
@@ -82,24 +82,3 @@ def _is_current(path: Path, handle: int) -> bool:
         return os.path.samestat(path.stat(), os.fstat(handle))
     except FileNotFoundError:
         return False
-
-
-if sys.platform == "win32":
-    import msvcrt
-
-    def _try_lock(handle: int) -> bool:
-        try:
-            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        return True
-
-else:
-    import fcntl
-
-    def _try_lock(handle: int) -> bool:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True

@@ -25,7 +25,7 @@ def file_lock(path: Path, *, timeout_s: float = 600.0) -> Iterator[None]:
     handle = _open(path)
     try:
         deadline = time.monotonic() + timeout_s
-        while not _take(handle, path):
+        while not try_lock(handle, path):
             if time.monotonic() > deadline:
                 msg = f"{path.parent} is in use by another process, after {timeout_s:g} s. Try again later."
                 raise OutputError(msg)
@@ -44,7 +44,11 @@ def _open(path: Path) -> int:
         raise OutputError(msg) from exc
 
 
-def _take(handle: int, path: Path) -> bool:
+def try_lock(handle: int, path: Path) -> bool:
+    """Lock the open file `handle` at `path`, without waiting; False where another holds it. Closing it lets go.
+
+    Raises OutputError where the file system has no locks.
+    """
     try:
         if sys.platform == "win32":
             import msvcrt
