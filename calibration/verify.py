@@ -14,9 +14,9 @@ from ufr_edge.calibration.compare import compare_frames, pattern_frames, psnr, r
 from ufr_edge.calibration.faults import solid_frames
 from ufr_edge.calibration.frames import load_faces
 from ufr_edge.calibration.gate import Drop, GateConfig, GateSet, make_gate_set, measure_drop, over_limits
+from ufr_edge.calibration.stored_faces import read_stored, stored_names
 from ufr_edge.errors import (
     BackendUnavailableError,
-    BundleError,
     EngineMisfitError,
     InferenceError,
     ModelFileError,
@@ -24,13 +24,10 @@ from ufr_edge.errors import (
 )
 from ufr_edge.runtime.bundle import Bundle, open_entry, read_bundle
 from ufr_edge.runtime.engines import open_engine_file
-from ufr_edge.runtime.images import read_image
 from ufr_edge.runtime.manifest import EngineEntry, ParityInfo
 
 IMAGES = 8
 PATTERN = "a test pattern"
-STORED = "reference"
-"""Folder of a bundle with `lq/`, `fp32/` and, where the truth is known, `hq/`: what export stored."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,34 +149,23 @@ def _named(gate: GateSet) -> _Faces:
 
 def _stored_names(bundle: Bundle) -> tuple[str, ...]:
     """Names of the stored faces whose fp32 result is stored too."""
-    files = bundle.manifest.files
-    names = sorted(name.rpartition("/")[2] for name in files if name.startswith(f"{STORED}/lq/"))
-    return tuple(name for name in names if f"{STORED}/fp32/{name}" in files)
+    known = set(stored_names(bundle, "fp32"))
+    return tuple(name for name in stored_names(bundle, "lq") if name in known)
 
 
 def _stored_faces(
     bundle: Bundle, names: Sequence[str], run: Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 ) -> _Faces:
-    low, expected = (_read(bundle, part, names) for part in ("lq", "fp32"))
-    known = all(f"{STORED}/hq/{name}" in bundle.manifest.files for name in names)
+    low, expected = (read_stored(bundle, part, names) for part in ("lq", "fp32"))
+    known = set(names) <= set(stored_names(bundle, "hq"))
     gate = GateSet(
         faces=low,
         expected=expected,
-        truth=_read(bundle, "hq", names) if known else low[:0],
+        truth=read_stored(bundle, "hq", names) if known else low[:0],
         solids=run(solid_frames(bundle.manifest.restorer.side)),
         origin=f"its {len(names)} stored faces{', whose truth is known' if known else ''}",
     )
     return _Faces(gate=gate, names=tuple(names), base_psnr_db=round(psnr(run(low), expected), 2))
-
-
-def _read(bundle: Bundle, part: str, names: Sequence[str]) -> NDArray[np.uint8]:
-    frames = [read_image(bundle.file(f"{STORED}/{part}/{name}")) for name in names]
-    side = bundle.manifest.restorer.side
-    for name, frame in zip(names, frames, strict=True):
-        if frame.shape != (side, side, 3):
-            msg = f"{bundle.path / STORED / part / name} is {frame.shape}, not ({side}, {side}, 3). Export it again."
-            raise BundleError(msg)
-    return np.stack(frames)
 
 
 def _check_engine(bundle: Bundle, entry: EngineEntry, held: _Faces) -> EngineCheck:

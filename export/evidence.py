@@ -13,10 +13,8 @@ from ufr_edge.files import write_json
 from ufr_edge.runtime.fingerprint import LEAST_SIDE
 from ufr_edge.runtime.fingerprint_files import faces_fingerprint, write_fingerprint
 from ufr_edge.runtime.images import write_image
+from ufr_edge.runtime.manifest import CALIBRATION, GATE, REFERENCE
 
-REFERENCE = "reference"
-CALIBRATION = "calibration.json"
-GATE = "gate.json"
 REFERENCE_FACES = 8
 CAMERA_FACES = 256
 
@@ -59,9 +57,17 @@ def write_camera(folder: Path, data: CalibrationSet, *, limit: int = CAMERA_FACE
 
 
 def write_gate(
-    folder: Path, gate: GateSet, config: GateConfig | None, engines: Mapping[str, GatedEngine]
+    folder: Path,
+    gate: GateSet,
+    config: GateConfig | None,
+    engines: Mapping[str, GatedEngine],
+    *,
+    tuning: Mapping[str, Any] | None = None,
 ) -> str:
-    """Write each engine's drop, the layers kept in higher precision and the seconds spent; return the file's name."""
+    """Write each engine's drop, the layers kept in higher precision and the seconds spent; return the file's name.
+
+    tuning: what quantization-aware fine-tuning did, where it was asked for.
+    """
     limits: dict[str, Any] | None = None
     if config is not None:
         limits = {"drop_db": config.max_drop_db, "worst_db": config.max_worst_db, "gmsd": config.max_gmsd}
@@ -69,6 +75,7 @@ def write_gate(
         "faces": gate.origin,
         "limits": limits,
         "engines": {name: engine.record() for name, engine in engines.items()},
+        **({"tuning": dict(tuning)} if tuning is not None else {}),
     }
     write_json(folder / GATE, record)
     return GATE

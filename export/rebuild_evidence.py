@@ -10,16 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ufr_edge.calibration.compare import pattern_frames
-from ufr_edge.calibration.frames import CalibrationSet, load_faces, read_face
+from ufr_edge.calibration.frames import CalibrationSet, load_faces
 from ufr_edge.calibration.gate import GateSet, make_gate_set
+from ufr_edge.calibration.stored_faces import read_stored, stored_names
 from ufr_edge.errors import BuildError, BundleError
 from ufr_edge.files import read_json, sha256_file, write_json
 from ufr_edge.optional import require
 from ufr_edge.runtime.bundle import Bundle
+from ufr_edge.runtime.manifest import GATE
 
 FACES = 8
-GATE = "gate.json"
-_LOW, _TRUTH = "reference/lq/", "reference/hq/"
 
 
 def gate_faces(
@@ -37,10 +37,12 @@ def gate_faces(
     if faces is not None:
         given = load_faces(faces, side, limit=FACES)
         return make_gate_set(run, given, origin=f"{len(given)} given faces")
-    low, truth = _stored(bundle, _LOW), _stored(bundle, _TRUTH)
-    if low is not None:
-        pairs = truth if truth is not None and truth.shape == low.shape else None
-        return make_gate_set(run, low, truth=pairs, origin=f"{len(low)} faces of the bundle")
+    names = stored_names(bundle, "lq")[:FACES]
+    if names:
+        known = set(names) <= set(stored_names(bundle, "hq"))
+        truth = read_stored(bundle, "hq", names) if known else None
+        low = read_stored(bundle, "lq", names)
+        return make_gate_set(run, low, truth=truth, origin=f"{len(low)} faces of the bundle")
     if calibration is not None and len(calibration.held_out):
         held = calibration.held_out[:FACES]
         return make_gate_set(run, held, origin=f"{len(held)} held-out calibration faces")
@@ -77,12 +79,6 @@ def update_record(folder: Path, files: Mapping[str, str], records: Mapping[str, 
     value["engines"] = {**value.get("engines", {}), **records}
     write_json(folder / GATE, value)
     return {**files, GATE: sha256_file(folder / GATE)}
-
-
-def _stored(bundle: Bundle, prefix: str) -> NDArray[np.uint8] | None:
-    names = sorted(name for name in bundle.manifest.files if name.startswith(prefix))[:FACES]
-    side = bundle.manifest.restorer.side
-    return np.stack([read_face(bundle.file(name), side) for name in names]) if names else None
 
 
 def _label(node: Any) -> str:

@@ -16,6 +16,10 @@ NEEDS = "0.1.0"
 """The oldest ufr-edge that reads SCHEMA. Raise both together."""
 
 MANIFEST = "manifest.json"
+CALIBRATION, GATE = "calibration.json", "gate.json"
+"""Records beside it: the calibration faces chosen, and what the gate measured."""
+REFERENCE = "reference"
+"""Folder with `lq/`, `fp32/` and, where the truth is known, `hq/`: faces to measure engines on again."""
 FORMATS = ("onnx", "openvino", "tensorrt", "tensorrt-rtx")
 SHA256 = "[0-9a-f]{64}"
 _SHA256 = re.compile(SHA256)
