@@ -194,6 +194,16 @@ def test_sigterm_unwinds_and_ends_with_four(monkeypatch: pytest.MonkeyPatch) -> 
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.parametrize(("name", "goes_on"), [("adapt", True), ("pretrain", True), ("run", False), ("stream", False)])
+def test_ctrl_c_promises_no_more_than_the_command_keeps(
+    monkeypatch: pytest.MonkeyPatch, name: str, goes_on: bool
+) -> None:
+    install(monkeypatch, raiser(KeyboardInterrupt()), name=name)
+    result = CliRunner().invoke(main, [name])
+    assert ("the same command goes on from there" in result.stderr) is goes_on
+    assert ("No half-written file is left." in result.stderr) is not goes_on
+
+
 def test_a_reader_that_leaves_is_no_traceback() -> None:
     code = (
         "import sys, types, click\n"

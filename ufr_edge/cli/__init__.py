@@ -22,15 +22,19 @@ __all__ = ["COMMANDS", "CommandInfo", "main"]
 
 @dataclass(frozen=True)
 class CommandInfo:
-    """One line of `ufr-edge --help`, and the extra (of `pip install "ufr-edge[EXTRA]"`) the command needs."""
+    """One line of `ufr-edge --help`, and the extra (of `pip install "ufr-edge[EXTRA]"`) the command needs.
+
+    goes_on: the same command, after Ctrl-C, goes on where it stopped.
+    """
 
     help: str
     extra: str | None = None
+    goes_on: bool = False
 
 
 COMMANDS: dict[str, CommandInfo] = {
     "adapt": CommandInfo(
-        "Adapt a restorer to a folder of your bad faces: targets, finetune, report.", "train"
+        "Adapt a restorer to a folder of your bad faces: targets, finetune, report.", "train", goes_on=True
     ),
     "bench": CommandInfo("Measure what each engine of a bundle costs on this machine."),
     "bundle": CommandInfo("Look into bundles, check, rebuild, pack, install and roll them back."),
@@ -42,15 +46,21 @@ COMMANDS: dict[str, CommandInfo] = {
     "eval": CommandInfo("Measure faces, or a restorer on them, against their clean versions.", "train"),
     "export": CommandInfo("Turn a trained restorer into a bundle of device engines.", "export"),
     "faces": CommandInfo("Look into a folder of collected faces, measure its camera, and remove them."),
-    "finetune": CommandInfo("Train a restorer on pairs of bad faces and targets.", "train"),
+    "finetune": CommandInfo("Train a restorer on pairs of bad faces and targets.", "train", goes_on=True),
     "models": CommandInfo("List shipped weights and known checkpoints, fetch them, show their cards."),
     "pack-faces": CommandInfo("Write recorded faces as one file, to adapt on another machine."),
-    "pretrain": CommandInfo("Train a restorer or a diffusion prior on clean faces.", "train"),
-    "prior-report": CommandInfo("Report on a diffusion prior: figures and sheets on held-out faces.", "train"),
-    "readapt": CommandInfo("Adapt a bundle again to its camera's own faces; install it where it is better.", "all"),
+    "pretrain": CommandInfo("Train a restorer or a diffusion prior on clean faces.", "train", goes_on=True),
+    "prior-report": CommandInfo(
+        "Report on a diffusion prior: figures and sheets on held-out faces.", "train", goes_on=True
+    ),
+    "readapt": CommandInfo(
+        "Adapt a bundle again to its camera's own faces; install it where it is better.", "all", goes_on=True
+    ),
     "run": CommandInfo("Restore the faces in an image, a folder, a video or a camera."),
     "stream": CommandInfo("Restore the faces of a live stream: camera, network, file; into any sink."),
-    "targets": CommandInfo("Draw training targets for bad faces with the diffusion prior.", "train"),
+    "targets": CommandInfo(
+        "Draw training targets for bad faces with the diffusion prior.", "train", goes_on=True
+    ),
     "verify": CommandInfo("Check a bundle: every checksum, and each engine against its ONNX."),
     "watch": CommandInfo("A stream that notices when its camera changes, adapts again and swaps its engine."),
 }
@@ -83,7 +93,12 @@ class LazyGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command inside the one border that turns errors into a line and an exit code."""
-        with error_border(debug=bool(ctx.params.get("debug")), extra=lambda: _extra(ctx.invoked_subcommand)):
+        debug = bool(ctx.params.get("debug"))
+        with error_border(
+            debug=debug,
+            extra=lambda: _extra(ctx.invoked_subcommand),
+            stopped=lambda: _stopped(ctx.invoked_subcommand),
+        ):
             return super().invoke(ctx)
 
 
@@ -102,6 +117,12 @@ def _load(name: str) -> click.Command:
 
 def _extra(name: str | None) -> str | None:
     return COMMANDS[name].extra if name in COMMANDS else None
+
+
+def _stopped(name: str | None) -> str:
+    if name in COMMANDS and COMMANDS[name].goes_on:
+        return "What is finished is kept: the same command goes on from there."
+    return "No half-written file is left."
 
 
 @click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -24,10 +24,13 @@ class Terminated(KeyboardInterrupt):
 
 
 @contextmanager
-def error_border(*, debug: bool, extra: Callable[[], str | None]) -> Iterator[None]:
+def error_border(
+    *, debug: bool, extra: Callable[[], str | None], stopped: Callable[[], str]
+) -> Iterator[None]:
     """Turn whatever a command raises into one line and click's Exit; click's own errors and a closed pipe pass.
 
-    `extra` gives the pip extra of the command that ran, for the message about a missing package.
+    Of the command that ran, `extra` gives the pip extra, for the message about a missing package, and `stopped` what
+    becomes of its work when a signal stops it.
     """
     try:
         with _terminate_as_interrupt():
@@ -38,7 +41,7 @@ def error_border(*, debug: bool, extra: Callable[[], str | None]) -> Iterator[No
         raise  # the reader left (`| head`): click ends quietly
     except (KeyboardInterrupt, click.Abort) as exc:
         word = "SIGTERM" if isinstance(exc, Terminated) else "Ctrl-C"
-        _fail(f"stopped by {word}. Files that were not complete have been removed.", exc, debug=debug)
+        _fail(f"stopped by {word}. {stopped()}", exc, debug=debug)
     except Exception as exc:  # noqa: BLE001 - the border: every error ends here, --debug shows where it came from
         _fail(explain(exc, extra=extra()), exc, debug=debug)
 
