@@ -16,7 +16,8 @@ from ufr_edge.errors import (
     UfrEdgeError,
 )
 from ufr_edge.files import read_json, sha256_file, write_json
-from ufr_edge.runtime.bundle_archive import SUFFIX, open_archive
+from ufr_edge.runtime.bundle_archive import SUFFIX
+from ufr_edge.runtime.bundle_cache import open_archive
 from ufr_edge.runtime.device import device_fingerprint
 from ufr_edge.runtime.engines import Engine, installed_backends, open_engine_file
 from ufr_edge.runtime.manifest import MANIFEST, EngineEntry, Manifest, check_name

@@ -10,7 +10,6 @@ import errno
 import hashlib
 import json
 import os
-import shutil
 import stat
 import struct
 import unicodedata
@@ -23,8 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING
 
 from ufr_edge.errors import BundleError, ConfigError, InputFileError, UfrEdgeError
-from ufr_edge.files import atomic_file, atomic_folder, check_free, check_replaceable, sha256_file
-from ufr_edge.runtime.lock import file_lock
+from ufr_edge.files import atomic_file, atomic_folder, check_free, check_replaceable
 from ufr_edge.runtime.manifest import MANIFEST, Manifest, check_name
 
 if TYPE_CHECKING:
@@ -128,42 +126,6 @@ def unpack_files(
                 most = _most_bytes(entries[name], left, allowed)
                 left -= _extract(zipped, entries[name], folder / name, digest, most)
     return out
-
-
-def open_archive(archive: Path, *, cache: Path | None = None) -> Path:
-    """Unpack an archive into the cache, once for each content, and return the bundle folder.
-
-    cache: None = `ufr-edge/bundles` in the user's cache folder. Raises as unpack_bundle.
-    """
-    place = cache or _cache_folder()
-    folder = place / f"{_archive_sha256(archive)[:32]}.ufr"
-    with file_lock(place / ".lock"):
-        if not _is_whole(folder):
-            shutil.rmtree(folder, ignore_errors=True)  # ours by its name, whatever became of it
-            unpack_bundle(archive, folder)
-    return folder
-
-
-def _cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "ufr-edge" / "bundles"
-
-
-def _archive_sha256(archive: Path) -> str:
-    try:
-        return sha256_file(archive)
-    except OSError as exc:
-        msg = f"{archive} cannot be read: {exc.strerror}."
-        raise InputFileError(msg) from exc
-
-
-def _is_whole(folder: Path) -> bool:
-    """Whether a folder of the cache still is what was unpacked there."""
-    try:
-        manifest = Manifest.from_json(json.loads((folder / MANIFEST).read_bytes()))
-        return all(sha256_file(folder / name) == digest for name, digest in manifest.files.items())
-    except (OSError, ValueError):
-        return False
 
 
 def _header(name: str, size: int) -> zipfile.ZipInfo:

@@ -13,12 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_bundle import SIDE, write_tiny_bundle
+from tiny_bundle import write_tiny_bundle
 
 from ufr_edge.errors import BundleError, ConfigError, InputFileError, OutputError
-from ufr_edge.files import sha256_file
-from ufr_edge.runtime.bundle import open_bundle_engine, read_bundle
-from ufr_edge.runtime.bundle_archive import ArchiveLimits, open_archive, pack_bundle, unpack_bundle
+from ufr_edge.runtime.bundle import read_bundle
+from ufr_edge.runtime.bundle_archive import ArchiveLimits, pack_bundle, unpack_bundle
 
 Entry = tuple[zipfile.ZipInfo | str, bytes]
 
@@ -262,28 +261,3 @@ def test_a_full_disk_is_said_and_leaves_nothing(
     with pytest.raises(OutputError, match="disk is full"):
         unpack_bundle(archive, tmp_path / "out.ufr")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["tiny.ufr", "tiny.ufrz"]
-
-
-def test_an_archive_is_opened_as_it_is(
-    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    face = np.full((1, SIDE, SIDE, 3), 8, np.uint8)
-    for _ in range(2):
-        with open_bundle_engine(archive, engine="ort-fp32", threads=1) as engine:
-            assert (engine.infer(face) == 4).all()
-    (folder,) = (tmp_path / "cache" / "ufr-edge" / "bundles").glob("*.ufr")
-    assert folder.stem == sha256_file(archive)[:32]
-    inode = folder.stat().st_ino
-    assert read_bundle(archive).path == folder
-    assert folder.stat().st_ino == inode  # not unpacked again
-    (folder / "tiny.onnx").write_bytes(b"broken")
-    read_bundle(archive).check()  # mended
-    (folder / "manifest.json").unlink()
-    read_bundle(archive).check()
-
-
-def test_the_cache_may_lie_elsewhere(archive: Path, tmp_path: Path) -> None:
-    folder = open_archive(archive, cache=tmp_path / "c")
-    assert folder.parent == tmp_path / "c"
-    read_bundle(folder).check()
