@@ -19,8 +19,8 @@ from typing import Any
 
 from ufr_edge import __version__
 from ufr_edge.calibration.gate import GateConfig
+from ufr_edge.cli.border import script_border
 from ufr_edge.degradations.folder import DegradeConfig, degrade_folder
-from ufr_edge.errors import UfrEdgeError
 from ufr_edge.export.bundle_export import ExportOptions, export_bundle
 from ufr_edge.export.requests import EngineRequest
 from ufr_edge.files import atomic_file, write_json
@@ -256,12 +256,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; an error is one line and its exit code."""
-    try:
-        run(parse(arguments))
-    except UfrEdgeError as exc:
-        print(f"error: {exc}", file=sys.stderr)
-        return int(exc.exit_code)
-    return 0
+    return script_border(lambda: run(parse(arguments)))
 
 
 if __name__ == "__main__":

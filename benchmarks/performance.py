@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 
 from ufr_edge import __version__
-from ufr_edge.errors import InferenceError, InputFileError, UfrEdgeError
+from ufr_edge.cli.border import script_border
+from ufr_edge.errors import InferenceError, InputFileError
 from ufr_edge.files import atomic_file, write_json
 from ufr_edge.optional import require
 from ufr_edge.runtime.bundle import open_bundle_engine
@@ -374,12 +375,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; an error is one line and its exit code."""
-    try:
-        run(parse(arguments))
-    except UfrEdgeError as exc:
-        print(f"error: {exc}", file=sys.stderr)
-        return int(exc.exit_code)
-    return 0
+    return script_border(lambda: run(parse(arguments)))
 
 
 if __name__ == "__main__":

@@ -126,7 +126,7 @@ def measure_drop(run: Run, gate: GateSet) -> Drop:
         *solid_faults(run(solid_frames(gate.faces.shape[1])), gate.solids),
         *face_faults(got, gate.expected),
     ]
-    drops = _drops(got, gate)
+    drops = face_drops(got, gate)
     known = len(gate.truth) > 0
     return Drop(
         mean_db=round(float(np.mean(drops)), 4),
@@ -160,7 +160,8 @@ def implied_drop(psnr_db: float, *, at: float = NOMINAL_DB) -> float:
     return 10 * float(np.log10(1 + 10 ** ((at - psnr_db) / 10)))
 
 
-def _drops(got: Frames, gate: GateSet) -> list[float]:
+def face_drops(got: Frames, gate: GateSet) -> list[float]:
+    """The drop in dB of each face, implied where the truth is unknown. got: what an engine makes of gate.faces."""
     if not len(gate.truth):
         return [implied_drop(psnr(a, b)) for a, b in zip(got, gate.expected, strict=True)]
     pairs = zip(got, gate.expected, gate.truth, strict=True)

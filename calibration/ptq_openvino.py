@@ -14,7 +14,7 @@ from ufr_edge.calibration.ranges import check_percentile, ranges_name
 from ufr_edge.errors import BuildError
 from ufr_edge.optional import require
 
-_WITHOUT_BIAS = "/WithoutBiases"  # what OpenVINO's reader appends to the convolution of a node with a bias
+WITHOUT_BIAS = "/WithoutBiases"  # what OpenVINO's reader appends to the convolution of a node with a bias
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,33 +53,44 @@ def quantize_openvino(model: Any, frames: NDArray[np.uint8], *, config: NncfConf
     """
     nncf = require("nncf", extra="nncf")
     chosen = config or NncfConfig()
-    data = nncf.Dataset([frames[i : i + 1] for i in range(len(frames))])
-    names = _operations(model, chosen.ignored)
-    scope = nncf.IgnoredScope(names=names) if names else None
     # NNCF draws bars of its own on standard output
     with quiet("nncf"):
         try:
             return nncf.quantize(
                 model,
-                data,
-                preset=nncf.QuantizationPreset.MIXED,
+                frames_dataset(nncf, frames),
                 subset_size=len(frames),
-                fast_bias_correction=chosen.fast_bias_correction,
-                ignored_scope=scope,
-                advanced_parameters=_advanced(nncf, chosen),
+                advanced_parameters=advanced_parameters(nncf, chosen),
+                **common_arguments(nncf, model, chosen),
             )
         except Exception as exc:  # the border: NNCF raises its own and built-in errors alike
             msg = f"NNCF could not quantize the model: {type(exc).__name__}: {exc}"
             raise BuildError(msg) from exc
 
 
+def frames_dataset(nncf: Any, frames: NDArray[np.uint8]) -> Any:
+    """Frames, uint8 (N, S, S, 3), as the nncf.Dataset of N batches of one."""
+    return nncf.Dataset([frames[i : i + 1] for i in range(len(frames))])
+
+
+def common_arguments(nncf: Any, model: Any, config: NncfConfig) -> dict[str, Any]:
+    """What nncf.quantize and nncf.quantize_with_accuracy_control both take, by the same names."""
+    names = _operations(model, config.ignored)
+    return {
+        "preset": nncf.QuantizationPreset.MIXED,
+        "fast_bias_correction": config.fast_bias_correction,
+        "ignored_scope": nncf.IgnoredScope(names=names) if names else None,
+    }
+
+
 def _operations(model: Any, nodes: Collection[str]) -> list[str]:
     """The model's operations that came from nodes of the ONNX: a convolution with a bias became two of them."""
-    wanted = {*nodes, *(name + _WITHOUT_BIAS for name in nodes)}
+    wanted = {*nodes, *(name + WITHOUT_BIAS for name in nodes)}
     return sorted({op.get_friendly_name() for op in model.get_ops()} & wanted)
 
 
-def _advanced(nncf: Any, config: NncfConfig) -> Any:
+def advanced_parameters(nncf: Any, config: NncfConfig) -> Any:
+    """The nncf.AdvancedQuantizationParameters of a config, None for NNCF's own."""
     if config.mean_ranges:
         return None
     estimator = require("nncf.quantization.range_estimator", extra="nncf")

@@ -22,11 +22,12 @@ from ufr_edge.calibration.gate import GateConfig, GateSet, make_gate_set
 from ufr_edge.errors import CalibrationError, ConfigError, InputFileError
 from ufr_edge.export.engine_build import ParitySet, make_entry
 from ufr_edge.export.evidence import write_calibration, write_camera, write_gate, write_reference
-from ufr_edge.export.gated_build import GatedEngine, GateRun, build_gated
+from ufr_edge.export.gated_build import GatedEngine, GateRun, Retreat, build_gated
 from ufr_edge.export.lock import build_lock
 from ufr_edge.export.onnx_export import restore_frames
+from ufr_edge.export.qat import QatConfig, QatResult, finetune_quantized
 from ufr_edge.export.requests import EngineRequest
-from ufr_edge.export.sources import BASE, OnnxSources
+from ufr_edge.export.sources import BASE, TUNED, OnnxSources
 from ufr_edge.export.stored_weights import write_weights
 from ufr_edge.export.tensorrt_export import module_name
 from ufr_edge.files import atomic_folder, check_free, check_replaceable, sha256_file
@@ -40,6 +41,7 @@ SUFFIX = ".ufr"
 LINEAGE = ("parent", "run_id", "prior", "camera")
 PARITY_IMAGES = 8
 GATE_FACES = 64
+QAT_FACES = 512
 PATTERN = "test pattern"
 Advance = Callable[..., None]
 
@@ -55,7 +57,8 @@ class ExportOptions:
     gate: what engines below fp32 may lose, None = measure and refuse nothing. gate_faces: folder of aligned faces
     (or with `lq/` and `hq/` pairs) to measure the drop on; None = the references, else the faces held out of the
     calibration set. calibration: how frames are chosen and ranges made. store_faces: put the first 8 gate faces
-    into the bundle, for `ufr-edge verify`; they are pictures of people. store_weights: put the weights in as fp16, to
+    into the bundle, for `ufr-edge verify`; they are pictures of people. retreat: see GateRun. qat: folder of aligned
+    faces to fine-tune the int8 engines' weights on first, by qat_config. store_weights: put the weights in as fp16, to
     adapt again from (`ufr-edge readapt`). wait_s: for another build of the same bundle.
     """
 
@@ -63,27 +66,32 @@ class ExportOptions:
     gate_faces: Path | None = None
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     store_faces: bool = True
+    retreat: Retreat = "measured"
+    qat: Path | None = None
+    qat_config: QatConfig = field(default_factory=QatConfig)
     store_weights: bool = True
     wait_s: float = 3600.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportReport:
-    """The bundle written, its manifest, a line for each engine that could not be measured here, and the gate's
-    findings by engine name."""
+    """The bundle written, its manifest, a line for each engine that could not be measured here, the gate's findings
+    by engine name, and what fine-tuning did where it was asked for."""
 
     path: Path
     manifest: Manifest
     notes: tuple[str, ...]
     gated: Mapping[str, GatedEngine] = field(default_factory=dict)
+    tuning: QatResult | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Inputs:
-    """All that is read before anything is built."""
+    """All that is read before anything is built. training: what to fine-tune int8 weights on."""
 
     side: int
     calibration: CalibrationSet | None
+    training: CalibrationSet | None
     parity: ParitySet
     origin: str
 
@@ -118,26 +126,39 @@ def export_bundle(
     size = _check(restorer, out, formats, side)
     check_free(out, overwrite=overwrite)
     check_replaceable(out, "manifest.json")
-    _check_calibration(formats, calibration)
+    _check_int8(formats, calibration, chosen)
     inputs = _read_inputs(restorer, size, calibration, parity_faces, reference, chosen)
     with (
         build_lock(out, wait_s=chosen.wait_s, on_wait=lambda holder: advance(0, f"waiting for {holder}")),
         atomic_folder(out, overwrite=overwrite) as folder,
     ):
+        tuning = _fine_tune(restorer, inputs, chosen, advance)
         sources = OnnxSources(
-            restorer.model, folder, side=size, faces=inputs.parity.faces, calibration=inputs.calibration
+            restorer.model,
+            folder,
+            side=size,
+            faces=inputs.parity.faces,
+            calibration=inputs.calibration,
+            tuned=tuning.model if tuning is not None and tuning.used else None,
+            tuning=tuning.method if tuning is not None else "",
         )
         sources.get("onnx", "fp32")
-        run = GateRun(folder=folder, sources=sources, parity=inputs.parity, config=chosen.gate)
+        run = GateRun(
+            folder=folder,
+            sources=sources,
+            parity=inputs.parity,
+            config=chosen.gate,
+            retreat=chosen.retreat,
+        )
         gated, entries = _build_engines(formats, run, advance)
         stored = write_weights(folder, restorer) if chosen.store_weights else ()
-        evidence = _write_evidence(folder, inputs, gated, chosen)
-        files = _checksums(folder, [*_used(entries), *stored, *evidence])
+        evidence = _write_evidence(folder, inputs, gated, chosen, tuning)
+        files = _checksums(folder, [*_used(folder, entries), *stored, *evidence])
         _prune(folder, files)
         manifest = _manifest(restorer, out, inputs, entries, files, lineage or {})
         write_manifest(folder, manifest)
     notes = tuple(built.measured.note for built in gated.values() if built.measured.note)
-    return ExportReport(path=out, manifest=manifest, notes=notes, gated=gated)
+    return ExportReport(path=out, manifest=manifest, notes=notes, gated=gated, tuning=tuning)
 
 
 def _read_inputs(
@@ -149,10 +170,31 @@ def _read_inputs(
     options: ExportOptions,
 ) -> _Inputs:
     frames = None if calibration is None else load_calibration(calibration, side, config=options.calibration)
+    training = None if options.qat is None else load_calibration(options.qat, side, config=_training(options))
     faces, origin = _parity_faces(parity_faces, frames, side)
     gate = _gate_set(restorer, options.gate_faces, reference, frames, side, (faces, origin))
     parity = ParitySet(faces=faces, expected=restore_frames(restorer.model, faces), gate=gate)
-    return _Inputs(side=side, calibration=frames, parity=parity, origin=origin)
+    return _Inputs(side=side, calibration=frames, training=training, parity=parity, origin=origin)
+
+
+def _training(options: ExportOptions) -> CalibrationConfig:
+    """How fine-tuning faces are chosen: as calibration's, and more of them."""
+    return replace(options.calibration, limit=max(QAT_FACES, options.calibration.limit))
+
+
+def _fine_tune(
+    restorer: AnyRestorer, inputs: _Inputs, options: ExportOptions, advance: Advance
+) -> QatResult | None:
+    if inputs.training is None or inputs.calibration is None:
+        return None
+    return finetune_quantized(
+        restorer.model,
+        inputs.training,
+        inputs.calibration.frames,
+        percentile=options.calibration.percentile,
+        config=options.qat_config,
+        note=lambda text: advance(0, text),
+    )
 
 
 def _gate_set(
@@ -203,6 +245,7 @@ def _build_engines(
                 sources=run.sources,
                 measured=built.measured,
                 kept=built.kept,
+                by=built.by,
             )
         )
         advance(1, request.name)
@@ -230,11 +273,16 @@ def _manifest(
 
 
 def _write_evidence(
-    folder: Path, inputs: _Inputs, gated: Mapping[str, GatedEngine], options: ExportOptions
+    folder: Path,
+    inputs: _Inputs,
+    gated: Mapping[str, GatedEngine],
+    options: ExportOptions,
+    tuning: QatResult | None,
 ) -> tuple[str, ...]:
     """Write the bundle's evidence; return the names of the files."""
     gate = inputs.parity.gate
-    names = [write_gate(folder, gate, options.gate, gated)]
+    record = None if tuning is None else tuning.record()
+    names = [write_gate(folder, gate, options.gate, gated, tuning=record)]
     if inputs.calibration is not None:
         names += [write_calibration(folder, inputs.calibration), *write_camera(folder, inputs.calibration)]
     if options.store_faces and gate.origin != PATTERN:
@@ -242,8 +290,12 @@ def _write_evidence(
     return tuple(names)
 
 
-def _used(entries: Sequence[EngineEntry]) -> list[str]:
-    return list(dict.fromkeys([BASE, *(name for entry in entries for name in entry.files)]))
+def _used(folder: Path, entries: Sequence[EngineEntry]) -> list[str]:
+    """Files of engines, and the fp32 graphs to build OpenVINO's again from."""
+    files = [BASE, *(name for entry in entries for name in entry.files)]
+    if (folder / TUNED).exists() and any(e.format == "openvino" and e.precision == "int8" for e in entries):
+        files.append(TUNED)
+    return list(dict.fromkeys(files))
 
 
 def _checksums(folder: Path, names: Sequence[str]) -> dict[str, str]:
@@ -275,8 +327,17 @@ def _check(restorer: AnyRestorer, out: Path, requests: Sequence[EngineRequest], 
     return size
 
 
-def _check_calibration(requests: Sequence[EngineRequest], calibration: Path | None) -> None:
-    if calibration is None and any(request.precision == "int8" for request in requests):
+def _check_int8(requests: Sequence[EngineRequest], calibration: Path | None, options: ExportOptions) -> None:
+    int8 = [request for request in requests if request.precision == "int8"]
+    if options.qat is not None and not int8:
+        msg = "Quantization-aware fine-tuning is for int8 engines, and none was asked for. Give --precision int8."
+        raise ConfigError(msg)
+    if options.retreat == "nncf" and not any(request.format == "openvino" for request in int8):
+        msg = (
+            "NNCF's accuracy control is for OpenVINO's int8 engine. Give --format openvino --precision int8."
+        )
+        raise ConfigError(msg)
+    if calibration is None and int8:
         msg = (
             "An int8 engine needs faces of the camera it is for. Give --calibration FOLDER; "
             "collect them with: ufr-edge collect SOURCE -o FOLDER"

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ufr_edge.calibration.accuracy_control import AccuracyControl
 from ufr_edge.calibration.compare import compare_frames, run_batches
 from ufr_edge.calibration.gate import Drop, GateSet, measure_drop
 from ufr_edge.errors import BackendUnavailableError, EngineMisfitError
 from ufr_edge.export.openvino_export import export_openvino
 from ufr_edge.export.requests import EngineRequest
-from ufr_edge.export.sources import BASE, OnnxSources
+from ufr_edge.export.sources import OnnxSources
 from ufr_edge.export.tensorrt_export import TensorRtConfig, export_tensorrt
 from ufr_edge.files import sha256_file
 from ufr_edge.runtime.device import device_fingerprint
@@ -62,10 +63,12 @@ def build_engine_files(
     sources: OnnxSources,
     config: TensorRtConfig | None = None,
     kept: Sequence[str] = (),
+    control: AccuracyControl | None = None,
 ) -> tuple[str, ...]:
     """Write one engine's files into `folder`; return their names, the one to open first.
 
-    kept: layers (convolution node names) of an int8 engine to leave in higher precision.
+    kept: layers (convolution node names) of an int8 engine to leave in higher precision. control: let NNCF choose
+    them instead, OpenVINO only.
     Raises BuildError, CalibrationError, BackendUnavailableError.
     """
     source = sources.get(request.format, request.precision, kept=kept)
@@ -79,6 +82,7 @@ def build_engine_files(
             precision=request.precision,
             frames=sources.calibration().frames if int8 else None,
             config=sources.nncf_config(kept) if int8 else None,
+            control=control,
         )
         return tuple(path.name for path in paths)
     target = folder / f"{request.name}.engine"
@@ -124,8 +128,9 @@ def make_entry(
     sources: OnnxSources,
     measured: Measured,
     kept: Sequence[str] = (),
+    by: str = "",
 ) -> EngineEntry:
-    """The manifest entry of a built engine. kept: the layers that build_engine_files was given."""
+    """The manifest entry of a built engine. kept: the layers in higher precision; by: who chose them, "" = we."""
     backend = backend_of(request.format)
     here = device_fingerprint()
     return EngineEntry(
@@ -137,15 +142,20 @@ def make_entry(
         device="cuda" if request.format.startswith("tensorrt") else "any",
         device_fingerprint={key: here[key] for key in _FINGERPRINT.get(request.format, ()) if key in here},
         files=files,
-        onnx_sha256=sha256_file(folder / (BASE if request.format == "openvino" else files[-1])),
-        calibration=_calibration_info(request, sources, kept) if request.precision == "int8" else None,
+        onnx_sha256=sha256_file(folder / _built_from(request, files, sources)),
+        calibration=_calibration_info(request, sources, kept, by) if request.precision == "int8" else None,
         parity=measured.parity,
         quality=measured.quality,
     )
 
 
-def _calibration_info(request: EngineRequest, sources: OnnxSources, kept: Sequence[str]) -> CalibrationInfo:
+def _built_from(request: EngineRequest, files: Sequence[str], sources: OnnxSources) -> str:
+    return sources.get("openvino", request.precision) if request.format == "openvino" else files[-1]
+
+
+def _calibration_info(
+    request: EngineRequest, sources: OnnxSources, kept: Sequence[str], by: str
+) -> CalibrationInfo:
     data = sources.calibration()
-    return CalibrationInfo(
-        set_id=data.set_id, count=len(data.frames), method=sources.method(request.format, kept)
-    )
+    method = sources.method(request.format, kept, by=by)
+    return CalibrationInfo(set_id=data.set_id, count=len(data.frames), method=method)

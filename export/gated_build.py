@@ -6,16 +6,19 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from ufr_edge.calibration.accuracy_control import METHOD, AccuracyControl, float_layers
 from ufr_edge.calibration.gate import GateConfig, over_limits
 from ufr_edge.calibration.sensitivity import LayerCost, measure_layers, retreat_counts
 from ufr_edge.errors import GateFailedError
 from ufr_edge.export.engine_build import Measured, ParitySet, build_engine_files, measure_engine
 from ufr_edge.export.requests import EngineRequest
 from ufr_edge.export.sources import OnnxSources
+from ufr_edge.optional import require
 
 _NAMED = 5
+Retreat = Literal["measured", "nncf"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +27,7 @@ class GatedEngine:
 
     kept: convolution node names of the layers left in higher precision; labels: their names in the network.
     costs: what each layer costs alone, when that had to be measured. builds: how often it was built.
+    by: who chose the layers kept, "" = build_gated by those costs.
     """
 
     files: tuple[str, ...]
@@ -33,6 +37,7 @@ class GatedEngine:
     costs: tuple[LayerCost, ...] = ()
     builds: int = 1
     seconds: float = 0.0
+    by: str = ""
 
     def record(self) -> dict[str, Any]:
         """A value for json.dumps: the drop, the layers kept, each layer's cost, builds and seconds."""
@@ -40,6 +45,7 @@ class GatedEngine:
             "drop": None if self.measured.drop is None else self.measured.drop.to_json(),
             "measured_on": self.measured.measured_on,
             "kept_layers": list(self.labels),
+            **({"kept_by": self.by} if self.by else {}),
             "layer_mse": {cost.label: cost.mse for cost in self.costs},
             "builds": self.builds,
             "seconds": round(self.seconds, 1),
@@ -48,12 +54,16 @@ class GatedEngine:
 
 @dataclass(frozen=True, kw_only=True)
 class GateRun:
-    """What building an engine under the gate needs. config: None = measure, refuse nothing."""
+    """What building an engine under the gate needs. config: None = measure, refuse nothing.
+
+    retreat: who puts layers back, we by what each was measured to cost, or NNCF's accuracy control (OpenVINO only).
+    """
 
     folder: Path
     sources: OnnxSources
     parity: ParitySet
     config: GateConfig | None
+    retreat: Retreat = "measured"
     note: Callable[[str], None] = lambda text: None
     clock: Callable[[], float] = time.monotonic
 
@@ -69,7 +79,10 @@ def build_gated(request: EngineRequest, run: GateRun) -> GatedEngine:
     if run.config is not None and request.precision != "fp32" and _excess(built, run.config):
         if request.precision != "int8":
             raise _refusal(request, built, run, ended="")
-        built = _retreat(request, built, run, run.config, started)
+        if run.retreat == "nncf" and request.format == "openvino":
+            built = _controlled(request, run, run.config, started)
+        else:
+            built = _retreat(request, built, run, run.config, started)
     return replace(built, seconds=run.clock() - started)
 
 
@@ -101,6 +114,32 @@ def _retreat(
         if not _excess(built, config):
             return built
     raise _refusal(request, built, run, ended="")
+
+
+def _controlled(request: EngineRequest, run: GateRun, config: GateConfig, started: float) -> GatedEngine:
+    run.note("NNCF's accuracy control")
+    layers = run.sources.layers(request.format)
+    control = AccuracyControl(
+        gate=run.parity.gate,
+        max_drop_db=config.max_drop_db,
+        time_s=started + config.time_s - run.clock(),
+        most=int(config.max_kept * len(layers.names)),
+        clock=run.clock,
+    )
+    files = build_engine_files(request, run.folder, sources=run.sources, control=control)
+    model = require("openvino", extra="openvino").Core().read_model(run.folder / files[0])
+    kept = float_layers(model, layers.names)
+    built = GatedEngine(
+        files=files,
+        measured=measure_engine(run.folder, files, request, run.parity),
+        kept=kept,
+        labels=tuple(layers.label(name) for name in kept),
+        builds=2,
+        by=METHOD,
+    )
+    if _excess(built, config):
+        raise _refusal(request, built, run, ended=" NNCF's accuracy control found nothing better.")
+    return built
 
 
 def _build(request: EngineRequest, run: GateRun, kept: Sequence[str]) -> GatedEngine:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ufr_edge.calibration.accuracy_control import AccuracyControl, quantize_controlled
 from ufr_edge.calibration.ptq_openvino import NncfConfig, quantize_openvino
 from ufr_edge.errors import BuildError, CalibrationError
 from ufr_edge.export.onnx_check import check_operators, layers_with, read_onnx
@@ -24,11 +25,13 @@ def export_openvino(
     precision: str,
     frames: NDArray[np.uint8] | None = None,
     config: NncfConfig | None = None,
+    control: AccuracyControl | None = None,
 ) -> tuple[Path, Path]:
     """Write an IR (`target` with suffix .xml, and the .bin beside it) from an ONNX file; return both paths.
 
     precision: "fp32"; "fp16" and "bf16" (weights stored as fp16; in what the device computes is decided when it
-    is opened, from the manifest); "int8" (needs `frames`, uint8 (N, S, S, 3)).
+    is opened, from the manifest); "int8" (needs `frames`, uint8 (N, S, S, 3)). control: let NNCF put operations of an
+    int8 model back to float until its drop fits.
     Raises CalibrationError without frames for int8, BuildError when OpenVINO fails.
     """
     if precision == "int8" and frames is None:
@@ -38,7 +41,10 @@ def export_openvino(
     check_operators(read_onnx(source))
     model = _read(ov, source)
     if frames is not None and precision == "int8":
-        model = quantize_openvino(model, frames, config=config)
+        if control is None:
+            model = quantize_openvino(model, frames, config=config)
+        else:
+            model = quantize_controlled(model, frames, control, config=config)
     try:
         ov.save_model(model, target, compress_to_fp16=precision in ("fp16", "bf16"))
     except RuntimeError as exc:

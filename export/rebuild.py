@@ -279,8 +279,11 @@ def _nncf_config(job: _Job, entry: EngineEntry) -> NncfConfig:
 def _calibration_info(job: _Job, entry: EngineEntry) -> CalibrationInfo | None:
     if job.calibration is None or entry.format != "openvino" or entry.precision != "int8":
         return entry.calibration
-    data = job.calibration
-    return CalibrationInfo(set_id=data.set_id, count=len(data.frames), method=_nncf_config(job, entry).method)
+    data, method = job.calibration, _nncf_config(job, entry).method
+    if _source(job.bundle, entry) != job.bundle.manifest.onnx and entry.calibration is not None:
+        # Fine-tuned for int8 at export: how, its record says first.
+        method = f"{entry.calibration.method.split(';')[0]}; {method}"
+    return CalibrationInfo(set_id=data.set_id, count=len(data.frames), method=method)
 
 
 def _measure(job: _Job, manifest: Manifest, entry: EngineEntry) -> tuple[ParityInfo | None, Drop | None, str]:

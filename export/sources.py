@@ -20,6 +20,8 @@ from ufr_edge.files import atomic_file
 from ufr_edge.restorers.loading import AnyModel
 
 BASE = "model.onnx"
+TUNED = "model-tuned.onnx"
+"""fp32 too, of weights fine-tuned for int8; int8 engines are then built from it."""
 
 
 class OnnxSources:
@@ -36,8 +38,12 @@ class OnnxSources:
         side: int,
         faces: NDArray[np.uint8],
         calibration: CalibrationSet | None,
+        tuned: AnyModel | None = None,
+        tuning: str = "",
     ) -> None:
+        """tuned: the network int8 engines are made from, None = `model`; tuning: how it came about, in words."""
         self.side = side
+        self._tuned, self._tuning = tuned, tuning
         self._model, self._folder, self._faces = model, folder, faces
         self._calibration = calibration
         self._layers: dict[str, QuantizedLayers] = {}
@@ -45,16 +51,17 @@ class OnnxSources:
     def get(self, format: str, precision: str, *, kept: Sequence[str] = ()) -> str:
         """Return the file name of the ONNX for an engine, writing it first where it is missing.
 
-        format: an engine format; OpenVINO starts from the fp32 base whatever the precision.
+        format: an engine format; OpenVINO starts from an fp32 graph whatever the precision.
         kept: layers (convolution node names) of an int8 graph to leave in float.
         Raises CalibrationError for int8 without calibration frames, BuildError when the export fails.
         """
-        name = source_name(format, precision, mixed=bool(kept))
+        name = source_name(format, precision, mixed=bool(kept), tuned=self._tuned is not None)
         path = self._folder / name
-        if path.exists() and (name == BASE or not kept):
+        if path.exists() and (name in (BASE, TUNED) or not kept):
             return name
-        if name == BASE or precision == "fp16":
-            export_onnx(self._model, path, side=self.side, faces=self._faces, half=precision == "fp16")
+        if name in (BASE, TUNED) or precision == "fp16":
+            model = self._tuned if name == TUNED and self._tuned is not None else self._model
+            export_onnx(model, path, side=self.side, faces=self._faces, half=precision == "fp16")
         else:
             proto = self.layers(format).with_float(kept) if kept else self.layers(format).quantized
             check_border(proto)
@@ -69,7 +76,7 @@ class OnnxSources:
         """
         config = self.qdq_config(format)
         if config.runtime not in self._layers:
-            base = self._folder / self.get("onnx", "fp32")
+            base = self._folder / self.get("openvino", "int8")
             with TemporaryDirectory(prefix="ufr-edge-int8-") as folder:
                 target = Path(folder) / "int8.onnx"
                 quantize_onnx(base, target, self.calibration().frames, config=config)
@@ -95,19 +102,22 @@ class OnnxSources:
         ignored = sorted(self.layers("openvino").openvino_names(kept)) if kept else ()
         return NncfConfig(ignored=tuple(ignored), percentile=self.calibration().config.percentile)
 
-    def method(self, format: str, kept: Sequence[str] = ()) -> str:
-        """The quantization method in words, as the manifest records it."""
+    def method(self, format: str, kept: Sequence[str] = (), *, by: str = "") -> str:
+        """The quantization method in words, as the manifest records it. by: who chose the layers kept, "" = we."""
+        by = f" by {by}" if by else ""
         plain = self.nncf_config().method if format == "openvino" else self.qdq_config(format).method
+        plain = f"{self._tuning}; {plain}" if self._tuning else plain
         if not kept:
             return plain
         labels = ", ".join(self.layers(format).label(name) for name in kept)
-        return f"{plain}; in higher precision: {labels}"
+        return f"{plain}; in higher precision{by}: {labels}"
 
 
-def source_name(format: str, precision: str, *, mixed: bool = False) -> str:
-    """The file name of the ONNX that an engine is built from. mixed: int8 with layers in float, one per format."""
+def source_name(format: str, precision: str, *, mixed: bool = False, tuned: bool = False) -> str:
+    """The file name of the ONNX that an engine is built from. mixed: int8 with layers in float, one per format.
+    tuned: int8 engines have weights of their own."""
     if format == "openvino" or precision == "fp32":
-        return BASE
+        return TUNED if tuned and precision == "int8" else BASE
     if precision == "fp16":
         return "model-fp16.onnx"
     if mixed:

@@ -46,6 +46,19 @@ def error_border(
         _fail(explain(exc, extra=extra()), exc, debug=debug)
 
 
+def script_border(work: Callable[[], None]) -> int:
+    """Do the work of a script (benchmarks/) and return its exit code: an error of ours is one line.
+
+    Others keep their traceback: scripts are for those who can read it.
+    """
+    try:
+        work()
+    except UfrEdgeError as exc:
+        click.echo(f"error: {exc}", err=True)
+        return int(exc.exit_code)
+    return 0
+
+
 def _fail(message: str, exc: BaseException, *, debug: bool) -> NoReturn:
     if debug:
         click.echo("".join(traceback.format_exception(exc)), err=True, nl=False)

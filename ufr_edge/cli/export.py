@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 import click
 
@@ -97,6 +97,22 @@ def _read_drop(_: click.Context, __: click.Parameter, value: str) -> float | Non
     show_default=True,
     help="Range of the activations of an int8 engine: all of it, or without its outermost 0.01 %.",
 )
+@click.option(
+    "--retreat",
+    type=click.Choice(["measured", "nncf"]),
+    default="measured",
+    show_default=True,
+    help="Who puts layers of an OpenVINO int8 engine back: we, the costliest by measurement, or NNCF's accuracy control.",
+)
+@click.option(
+    "--qat",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Fine-tune the int8 engines' weights through the rounding first, on this folder's aligned faces.",
+)
+@click.option(
+    "--qat-steps", type=click.IntRange(1), default=200, show_default=True, help="How long: steps of 4 crops."
+)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the choice of frames.")
 @click.option(
     "--no-stored-faces", is_flag=True, help="Put no reference faces (pictures of people) into the bundle."
@@ -120,6 +136,9 @@ def command(
     gate_faces: Path | None,
     gate_time: float,
     ranges: str,
+    retreat: Literal["measured", "nncf"],
+    qat: Path | None,
+    qat_steps: int,
     seed: int,
     no_stored_faces: bool,
     side: int | None,
@@ -141,6 +160,7 @@ def command(
     from ufr_edge.calibration.frames import CalibrationConfig
     from ufr_edge.calibration.gate import GateConfig
     from ufr_edge.export.bundle_export import ExportOptions, export_bundle
+    from ufr_edge.export.qat import QatConfig
     from ufr_edge.restorers.loading import load_any_restorer
 
     if Path(source).suffix == ".onnx":
@@ -152,6 +172,9 @@ def command(
         gate_faces=gate_faces,
         calibration=CalibrationConfig(seed=seed, percentile=PERCENTILE if ranges == "percentile" else None),
         store_faces=not no_stored_faces,
+        retreat=retreat,
+        qat=qat,
+        qat_config=QatConfig(steps=qat_steps, seed=seed),
     )
     with progress_bar("Exporting", len(requests), show=not (no_progress or as_json)) as advance:
         report = export_bundle(
@@ -199,6 +222,8 @@ def _print_report(report: ExportReport) -> None:
     origin = manifest.lineage.get("parity_faces", "")
     columns = ["engine", "backend", "files", "PSNR to torch", "max", "mean", "on"]
     print_table(f"{report.path}: {arch} at {side} px, compared with torch on: {origin}", columns, rows)
+    if report.tuning is not None:
+        click.echo(report.tuning.describe())
     for name, built in report.gated.items():
         if built.measured.drop is not None:
             click.echo(f"{name}: {built.measured.drop.describe()}")
