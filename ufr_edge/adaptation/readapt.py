@@ -24,7 +24,7 @@ from ufr_edge.adaptation.faces import load_faces
 from ufr_edge.adaptation.finetune import FinetuneConfig, finetune
 from ufr_edge.adaptation.loop import LoopConfig
 from ufr_edge.adaptation.qa import QaConfig
-from ufr_edge.adaptation.readapt_faces import copy_faces, split_people
+from ufr_edge.adaptation.readapt_faces import copy_faces, note_faces, split_people
 from ufr_edge.adaptation.readapt_gate import Embeds, GateReport, Outputs, ReadaptLimits, judge
 from ufr_edge.adaptation.sources import degrading_source
 from ufr_edge.adaptation.targets import TargetsConfig, make_targets
@@ -277,6 +277,7 @@ def _split(job: _Job, faces: Path) -> Path:
         folder.chmod(_PRIVATE)
         for name, chosen in (("train", train), ("held-out", held)):
             copy_faces(faces, folder / name, chosen)
+        note_faces(job.work, folder)
     return target
 
 

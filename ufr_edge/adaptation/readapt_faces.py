@@ -9,7 +9,11 @@ from pathlib import Path
 
 from ufr_edge.adaptation.faces import MINIMUM_FACES
 from ufr_edge.errors import InputFileError
+from ufr_edge.files import sha256_file, write_json
 from ufr_edge.runtime.face_store import INDEX, read_rows
+from ufr_edge.runtime.images import is_image
+
+USED = "faces.json"
 
 
 def split_people(
@@ -44,6 +48,17 @@ def split_people(
         raise InputFileError(msg)
     kept = set(held)
     return [name for name in names if name not in kept], sorted(held)[:most]
+
+
+def note_faces(work: Path, split: Path) -> None:
+    """Write into `work` what may be known of the faces once they are gone: how many, and a sha256 over them."""
+    digests = {
+        name: [sha256_file(face) for face in (split / name).iterdir() if is_image(face)]
+        for name in ("train", "held-out")
+    }
+    every = sorted(digests["train"] + digests["held-out"])
+    total = hashlib.sha256("".join(every).encode()).hexdigest()
+    write_json(work / USED, {"faces": len(every), "held_out": len(digests["held-out"]), "sha256": total})
 
 
 def copy_faces(faces: Path, target: Path, names: Sequence[str]) -> None:

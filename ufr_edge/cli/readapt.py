@@ -64,6 +64,8 @@ if TYPE_CHECKING:
     "--newest", type=click.IntRange(10), help="Take so many of the faces recorded last.  [default: all]"
 )
 @click.option("--keep", type=click.IntRange(2), help="Keep so many installed versions.  [default: all]")
+@click.option("--registry", type=FOLDER, help="Add the new bundle to this registry; see `ufr-edge registry`.")
+@click.option("--keep-bundle", is_flag=True, help="Store the bundle in the registry too.")
 @click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Everything random follows from it."
 )
@@ -87,6 +89,8 @@ def command(
     least_faces: int,
     newest: int | None,
     keep: int | None,
+    registry: Path | None,
+    keep_bundle: bool,
     seed: int,
     device: str,
     threads: int | None,
@@ -100,6 +104,9 @@ def command(
     """
     from ufr_edge.adaptation.readapt import ReadaptConfig, readapt
 
+    if keep_bundle and registry is None:
+        msg = "--keep-bundle stores the bundle in a registry: give --registry DIR."
+        raise click.UsageError(msg)
     if threads is not None:
         import torch
 
@@ -129,6 +136,10 @@ def command(
         show=not quiet,
         tell=lambda line: None if as_json else click.echo(line),
     )
+    if registry is not None:
+        from ufr_edge.adaptation.readapt_record import register_readapt
+
+        register_readapt(registry, work, report, keep_bundle=keep_bundle)
     _print_report(report, as_json=as_json)
 
 
