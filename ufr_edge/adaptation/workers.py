@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -14,8 +15,10 @@ from ufr_edge.adaptation.training import pick_device
 from ufr_edge.errors import ConfigError
 
 M = TypeVar("M", bound=nn.Module)
+T = TypeVar("T")
 
 
+_PATIENCE = timedelta(days=30)
 _MPI = ("PMI_{}", "OMPI_COMM_WORLD_{}", "MV2_COMM_WORLD_{}")
 
 
@@ -26,8 +29,22 @@ def is_main_process() -> bool:
 
 def _launched(what: str, alone: int) -> int:
     """Read RANK or WORLD_SIZE as torchrun and `accelerate launch` set them, or mpirun, which accelerate uses too."""
-    names = (what, *(name.format(what.removeprefix("WORLD_")) for name in _MPI))
-    return next((int(os.environ[name]) for name in names if name in os.environ), alone)
+    return next((int(os.environ[name]) for name in _names(what) if name in os.environ), alone)
+
+
+def _names(what: str) -> tuple[str, ...]:
+    return (what, *(name.format(what.removeprefix("WORLD_")) for name in _MPI))
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Hide the launcher from what runs inside: it trains by itself, all of it on this process."""
+    names = [name for what in ("RANK", "WORLD_SIZE") for name in _names(what)]
+    hidden = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 class Workers:
@@ -104,6 +121,32 @@ class Workers:
         """Let the main process do the block before the others."""
         with self._accelerator.main_process_first() if self._accelerator else nullcontext():
             yield
+
+
+class Crew:
+    """The processes that `accelerate launch` (or torchrun, mpirun) started, to share whole tasks; alone without it.
+
+    Unlike `Workers` they have nothing to say to each other while they work, which may be for days.
+    """
+
+    def __init__(self) -> None:
+        self.index, self.count = 0, 1
+        if _launched("WORLD_SIZE", 1) > 1:
+            from accelerate import PartialState
+
+            state = PartialState(cpu=True, timeout=_PATIENCE)
+            self.index, self.count = state.process_index, state.num_processes
+            if torch.cuda.is_available():  # each its own, under the name "cuda"
+                torch.cuda.set_device(state.local_process_index % torch.cuda.device_count())
+
+    def gather(self, value: T) -> list[T]:
+        """Every process's value, by its index, for all of them. Waits until all are here."""
+        if self.count == 1:
+            return [value]
+        from accelerate.utils import gather_object
+
+        found: list[T] = gather_object([value])
+        return found
 
 
 def _accelerator(device: str) -> Any:

@@ -41,6 +41,7 @@ COMMANDS: dict[str, CommandInfo] = {
     "collect": CommandInfo("Gather aligned face crops from images, videos or a camera."),
     "degrade": CommandInfo("Make clean pictures bad with a named, seeded preset."),
     "demo": CommandInfo("The whole path on a synthetic camera: adapt, export, restore a clip.", "all"),
+    "demo-onsite": CommandInfo("The loop on site, played: a camera changes, the stream adapts and swaps by itself.", "all"),
     "deploy": CommandInfo("Install a bundle's archive on a box, as a new version that its stream takes over."),
     "doctor": CommandInfo("Say what is installed, what works, and how to mend what does not."),
     "eval": CommandInfo("Measure faces, or a restorer on them, against their clean versions.", "train"),
@@ -56,6 +57,8 @@ COMMANDS: dict[str, CommandInfo] = {
     "readapt": CommandInfo(
         "Adapt a bundle again to its camera's own faces; install it where it is better.", "all", goes_on=True
     ),
+    "readapt-all": CommandInfo("Adapt the bundles of many cameras again: here, by accelerate or on Ray.", "all"),
+    "registry": CommandInfo("List, show and compare all adapted models, with where each comes from."),
     "run": CommandInfo("Restore the faces in an image, a folder, a video or a camera."),
     "stream": CommandInfo("Restore the faces of a live stream: camera, network, file; into any sink."),
     "targets": CommandInfo(
