@@ -6,6 +6,7 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 DEMO ?= demo
+ONSITE ?= demo-onsite
 BUNDLE ?= runs/bench.ufr
 
 BIN := $(VENV)/bin
@@ -13,12 +14,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 READY := $(VENV)/.ready
 TENSORRT := $(VENV)/.tensorrt
 
-.PHONY: demo test test-all lint bench clean setup
+.PHONY: demo demo-onsite test test-all lint bench clean setup
 .DEFAULT_GOAL := help
 
 .PHONY: help
 help:
 	@echo "make demo      adapt, export and run on a synthetic camera; look into $(DEMO)/ afterwards"
+	@echo "make demo-onsite  a camera changes in mid-stream; the stream adapts and swaps its engine; into $(ONSITE)/"
 	@echo "make test      lint, types and the quick tests"
 	@echo "make test-all  the same with the slow tests"
 	@echo "make lint      lint and types only"
@@ -49,6 +51,10 @@ $(TENSORRT): $(READY)
 demo: $(READY)
 	$(BIN)/ufr-edge demo -o $(DEMO) --overwrite
 
+# Alone on the machine, or its frame rates and times mean nothing.
+demo-onsite: $(READY)
+	$(BIN)/ufr-edge demo-onsite -o $(ONSITE) --overwrite
+
 lint: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/mypy
@@ -66,5 +72,5 @@ runs/bench.ufr: $(READY)
 	$(BIN)/ufr-edge export edge-m-256 -o $@ --format onnx --format openvino --overwrite
 
 clean:
-	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage $(DEMO) runs/bench.ufr
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage $(DEMO) $(ONSITE) runs/bench.ufr
 	find ufr_edge runtime export calibration tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ufr_edge.degradations.raw import RawSensor
 from ufr_edge.errors import InputFileError
-from ufr_edge.runtime.face_store import INDEX
+from ufr_edge.runtime.face_store import read_rows
 from ufr_edge.runtime.faces.align import warp_face
 from ufr_edge.runtime.faces.detect import DetectorConfig
 from ufr_edge.runtime.frame import Frame
@@ -74,13 +75,23 @@ def film(people: tuple[Frame, ...], config: CameraConfig, *, frames_each: int, t
     )
 
 
-def write_truth(scene: SyntheticScene, crops: Path, out: Path, side: int) -> NDArray[np.uint8]:
-    """Write what a perfect camera would have seen of each collected crop; returns them, uint8 (N, S, S, 3)."""
+class KnowsTruth(Protocol):
+    """What was filmed, as a perfect camera would see it."""
+
+    def clean(self, index: int) -> Frame:
+        """Frame `index`: uint8 (H, W, 3)."""
+
+
+def write_truth(
+    scene: KnowsTruth, crops: Path, out: Path, side: int, *, names: Collection[str] | None = None
+) -> NDArray[np.uint8]:
+    """Write what a perfect camera would have seen of each collected crop (names: of these only); returns them,
+    uint8 (N, S, S, 3). Raises InputFileError without an index."""
     out.mkdir(parents=True, exist_ok=True)
     truth = []
-    for line in (crops / INDEX).read_text(encoding="utf-8").splitlines():
-        entry = json.loads(line)
-        face = warp_face(scene.clean(entry["frame"]), np.array(entry["matrix"]), side)
-        write_image(out / entry["file"], face)
-        truth.append(face)
+    for row in read_rows(crops):
+        if names is None or row.file in names:
+            face = warp_face(scene.clean(row.rest["frame"]), np.array(row.rest["matrix"]), side)
+            write_image(out / row.file, face)
+            truth.append(face)
     return np.stack(truth)
