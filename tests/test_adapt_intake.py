@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from script_loading import load_script
 from training_fakes import make_faces, save_small_prior, save_small_restorer, write_faces
 
 from ufr_edge.adaptation import adapt as adapting
@@ -30,7 +29,6 @@ from ufr_edge.runtime.faces.align import template
 from ufr_edge.runtime.faces.detect import Face
 
 Image = NDArray[np.uint8]
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "adaptation.py"
 
 
 class Finder:
@@ -185,16 +183,8 @@ def test_camera_pairs_are_fixed_by_the_step() -> None:
         CameraModel(noise=(1.0,))
 
 
-def benchmark() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmarks_adaptation", SCRIPT)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_the_share_of_the_gap_is_told_per_camera() -> None:
-    module = benchmark()
+    module = load_script("adaptation")
     figures = {
         "base": {"psnr_db": 20.0, "prior_feature_distance": 0.5, "prior_frechet_distance": 9.0},
         "adapted": {"psnr_db": 21.0, "prior_feature_distance": 0.4, "prior_frechet_distance": 8.0},
@@ -217,7 +207,7 @@ def test_the_benchmark_runs_from_folders_to_tables(tmp_path: Path, capsys: pytes
     words = ["--faces", tmp_path / "a", "--val", tmp_path / "v", "--real", tmp_path / "v", "-o", tmp_path / "out"]
     words += ["--restorer", restorer, "--prior", prior, "--cameras", "defocus", "--steps", "2", "--side", "64"]
     words += ["--fast-steps", "2", "--device", "cpu", "--fidelity", "0.5"]
-    module = benchmark()
+    module = load_script("adaptation")
     module.main([str(word) for word in words])
     text = (tmp_path / "out" / "adaptation.md").read_text()
     assert "| defocus | 0 |" in text and str(tmp_path) not in text.split("\n")[0].replace(restorer, "").replace(prior, "")

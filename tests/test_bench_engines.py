@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import pytest
+from script_loading import load_script
 from tiny_bundle import entry, write_tiny_bundle
 
 from ufr_edge.calibration.frames import load_faces
@@ -16,21 +15,13 @@ from ufr_edge.runtime.bench import bench_bundle
 from ufr_edge.runtime.bundle import Wanted, read_bundle
 from ufr_edge.runtime.machine import read_power_state
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "engines.py"
-
 
 @pytest.fixture(scope="module")
-def engines() -> ModuleType:
-    """The script as a module."""
-    spec = importlib.util.spec_from_file_location("benchmarks_engines", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look themselves up there
-    spec.loader.exec_module(module)
-    return module
+def engines() -> Any:
+    return load_script("engines")
 
 
-def test_what_is_exported(engines: ModuleType) -> None:
+def test_what_is_exported(engines: Any) -> None:
     assert engines.Case.parse("edge-m-256") == engines.Case("edge-m-256", None)
     assert engines.Case.parse("edge-l-256@512") == engines.Case("edge-l-256", 512)
     assert engines.Case("edge-m-256", None) in engines.shipped_cases()
@@ -39,7 +30,7 @@ def test_what_is_exported(engines: ModuleType) -> None:
 
 
 def test_faces_to_calibrate_on_and_to_measure_on_are_different_and_come_in_pairs(
-    engines: ModuleType, tmp_path: Path
+    engines: Any, tmp_path: Path
 ) -> None:
     calibration, reference = engines.make_faces(tmp_path, 64)
     again = engines.make_faces(tmp_path, 64)  # a second run replaces the first
@@ -51,7 +42,7 @@ def test_faces_to_calibrate_on_and_to_measure_on_are_different_and_come_in_pairs
     assert load_faces(calibration, 64, limit=4).shape == (4, 64, 64, 3)
 
 
-def test_a_row_and_the_page(engines: ModuleType, tmp_path: Path) -> None:
+def test_a_row_and_the_page(engines: Any, tmp_path: Path) -> None:
     path = write_tiny_bundle(tmp_path / "tiny.ufr")
     bench = bench_bundle(path, wanted=Wanted(name="ort-fp32"), warmup=0, runs=3, kernels=True)
     built_only = entry(
@@ -67,7 +58,7 @@ def test_a_row_and_the_page(engines: ModuleType, tmp_path: Path) -> None:
     assert "- a note" in text and "12 s." in text and str(tmp_path) not in text
 
 
-def test_the_ratio_is_of_one_run(engines: ModuleType, tmp_path: Path) -> None:
+def test_the_ratio_is_of_one_run(engines: Any, tmp_path: Path) -> None:
     import dataclasses
 
     (report,) = bench_bundle(
@@ -83,7 +74,7 @@ def test_the_ratio_is_of_one_run(engines: ModuleType, tmp_path: Path) -> None:
 
 
 def test_an_error_is_one_line_and_its_code(
-    engines: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    engines: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code = engines.main(["no-such-restorer", "-o", str(tmp_path), "--page", str(tmp_path / "page.md")])
     assert code == 1 and capsys.readouterr().err.startswith("error: ")

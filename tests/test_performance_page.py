@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import pytest
 from clips import read_clip
+from script_loading import load_script
 
 from ufr_edge.runtime.machine import PowerState
 from ufr_edge.runtime.motion_metrics import MotionFigures
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "performance.py"
 QUIET = PowerState(governor=None, turbo=None, on_mains=None, load=0.1, cores=2)
 BUSY = PowerState(governor=None, turbo=None, on_mains=None, load=9.0, cores=2)
 
 
 @pytest.fixture(scope="module")
-def script() -> ModuleType:
-    """The script as a module."""
-    spec = importlib.util.spec_from_file_location("benchmarks_performance", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look themselves up there
-    spec.loader.exec_module(module)
-    return module
+def script() -> Any:
+    return load_script("performance")
 
 
-def measured(script: ModuleType) -> object:
+def measured(script: Any) -> object:
     stage = {"name": "restore", "p50_ms": 7.25, "p95_ms": 9.0, "p99_ms": 11.0}
     report = {"frames_per_second": 41.23, "frames_out": 150, "stages": [stage]}
     stats = {"engine": "openvino int8", "seconds": 20.0, "frames_in": 600, "dropped_total": 3, "late": 2}
@@ -46,7 +38,7 @@ def measured(script: ModuleType) -> object:
     return script.Measured("edge-m", {"720p": report}, live, motion)
 
 
-def test_page_holds_what_was_measured(script: ModuleType) -> None:
+def test_page_holds_what_was_measured(script: Any) -> None:
     text = script.page([measured(script)], QUIET, "python benchmarks/performance.py x.ufr", "latency.png")
     for row in (
         "| edge-m | 720p | 41.2 | 150 |",
@@ -61,13 +53,13 @@ def test_page_holds_what_was_measured(script: ModuleType) -> None:
     assert "The machine is busy" in script.page([measured(script)], BUSY, "x", "")
 
 
-def test_memory_growth_leaves_the_warm_up_out(script: ModuleType) -> None:
+def test_memory_growth_leaves_the_warm_up_out(script: Any) -> None:
     assert script.memory_growth([]) == (0.0, 0.0)
     flat = [(float(n), 100.0 if n < 20 else 250.0) for n in range(101)]
     assert script.memory_growth(flat) == (250.0, 250.0)
 
 
-def test_clip_and_histogram_are_made(script: ModuleType, tmp_path: Path) -> None:
+def test_clip_and_histogram_are_made(script: Any, tmp_path: Path) -> None:
     script.make_clip(tmp_path / "a.mp4", (128, 96), 3)
     assert len(read_clip(tmp_path / "a.mp4")) == 3
     pytest.importorskip("matplotlib")
@@ -75,7 +67,7 @@ def test_clip_and_histogram_are_made(script: ModuleType, tmp_path: Path) -> None
     assert (tmp_path / "a.png").stat().st_size > 2000
 
 
-def test_choice_and_command_line(script: ModuleType) -> None:
+def test_choice_and_command_line(script: Any) -> None:
     assert script.Choice.parse("a/b.ufr:openvino-int8").label == "b openvino-int8"
     assert script.Choice.parse("a/b.ufr").engine is None
     assert script.parse(["--quick", "a.ufr"]).quick

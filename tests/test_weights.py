@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from script_loading import load_script
 
 from ufr_edge.errors import InputFileError, ModelFileError
 from ufr_edge.weights import WEIGHTS_DIR, find_weights, list_weights
@@ -111,17 +110,6 @@ def prior_report(prior: str) -> dict[str, Any]:
     }
 
 
-def script(name: str) -> Any:
-    """One of the scripts of benchmarks/ as a module."""
-    spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", ROOT / "benchmarks" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_a_block_is_filled_again_and_again_and_nothing_else_changes() -> None:
     text = "before\n\n<!-- data:begin -->\n<!-- data:end -->\n\nafter\n"
     once = fill_block(text, "data", "| one |")
@@ -188,7 +176,7 @@ def test_facts_that_are_not_known_are_called_so() -> None:
 
 
 def test_the_quality_document_is_made_of_the_reports_alone(tmp_path: Path) -> None:
-    quality = script("quality")
+    quality = load_script("quality")
     jobs = [quality.evaluation("classic", "Classic", ["edge-a"], ["classic-light"]), quality.prior_job("p", "edge-a", ())]
     (tmp_path / "p").mkdir()
     (tmp_path / "classic.json").write_text(json.dumps(report("edge-a", preset="classic-light")), encoding="utf-8")
@@ -205,7 +193,7 @@ def test_the_quality_document_is_made_of_the_reports_alone(tmp_path: Path) -> No
 def test_a_job_that_fails_ends_the_measuring_and_one_that_is_done_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quality = script("quality")
+    quality = load_script("quality")
     args = quality.parse(["--faces", str(tmp_path / "val"), "-o", str(tmp_path)])
     called: list[list[str]] = []
 
@@ -225,7 +213,7 @@ def test_a_job_that_fails_ends_the_measuring_and_one_that_is_done_is_left(
 
 
 def test_a_card_is_made_and_filled_by_one_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cards = script("cards")
+    cards = load_script("cards")
     model, out = tmp_path / "edge-a", tmp_path / "quality"
     model.mkdir()
     out.mkdir()
