@@ -173,6 +173,14 @@ def sound_packets(path: Path, track: int = 0, *, kind: str = "audio") -> list[tu
         ]
 
 
+def copy_packets(source: Any, stream: Any, target: Any, into: Any) -> None:
+    """Copy what is coded of one stream of an open container into a stream of another."""
+    for packet in source.demux(stream):
+        if packet.dts is not None:
+            packet.stream = into
+            target.mux(packet)
+
+
 def write_picture(path: Path, frame: Frame) -> Path:
     """Write an RGB frame with OpenCV."""
     assert cv2.imwrite(str(path), cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))

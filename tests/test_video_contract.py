@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from av.stream import Disposition
-from clips import StubDetector, StubEngine, picture, read_clip, sound_packets, write_clip
+from clips import StubDetector, StubEngine, copy_packets, picture, read_clip, sound_packets, write_clip
 
 from ufr_edge.errors import ConfigError, InputFileError, OutputError
 from ufr_edge.runtime.report import RunReport
@@ -144,10 +144,7 @@ class TestTracks:
             still: Any = av.VideoFrame.from_ndarray(picture(1, size=(64, 64)), format="rgb24")
             b.mux(cover.encode(still.reformat(format="yuvj420p")))
             b.mux(cover.encode(None))
-            for packet in a.demux(video=0):
-                if packet.dts is not None:
-                    packet.stream = stream
-                    b.mux(packet)
+            copy_packets(a, a.streams.video[0], b, stream)
         report = run(clip, tmp_path / "out.mp4")
         assert report.frames_out == 12 and times(tmp_path / "out.mp4") == times(plain)
         assert any("mjpeg" in note and "left out" in note for note in report.notes)
@@ -157,10 +154,7 @@ class TestTracks:
         with av.open(str(plain)) as a, av.open(str(clip), "w") as b:
             stream: Any = b.add_stream_from_template(a.streams.video[0])
             b.add_attachment("font.ttf", "application/x-truetype-font", b"font" * 20)
-            for packet in a.demux(video=0):
-                if packet.dts is not None:
-                    packet.stream = stream
-                    b.mux(packet)
+            copy_packets(a, a.streams.video[0], b, stream)
         run(clip, tmp_path / "out.mkv")
         with av.open(str(tmp_path / "out.mkv")) as container:
             assert [s.type for s in container.streams] == ["video", "attachment"]
@@ -173,10 +167,7 @@ class TestTracks:
             b.metadata["title"] = "a name"
             chapter: Any = {"id": 1, "start": 0, "end": 500, "time_base": Fraction(1, 1000)}
             b.set_chapters([chapter | {"metadata": {"title": "one"}}])
-            for packet in a.demux(video=0):
-                if packet.dts is not None:
-                    packet.stream = stream
-                    b.mux(packet)
+            copy_packets(a, a.streams.video[0], b, stream)
         run(clip, tmp_path / "out.mkv")
         with av.open(str(tmp_path / "out.mkv")) as container:
             assert container.metadata["title"] == "a name"
@@ -295,10 +286,7 @@ class TestDamage:
         with_picture = write_clip(tmp_path / "in.mp4", 30, sound="aac")
         with av.open(str(with_picture)) as a, av.open(str(song), "w") as b:
             stream = b.add_stream_from_template(a.streams.audio[0])
-            for packet in a.demux(a.streams.audio[0]):
-                if packet.dts is not None:
-                    packet.stream = stream
-                    b.mux(packet)
+            copy_packets(a, a.streams.audio[0], b, stream)
         with pytest.raises(InputFileError, match="no picture stream beside its sound"):
             run(song, tmp_path / "out.mp4", partial=True)
         assert {path.name for path in tmp_path.iterdir()} == {"song.mp4", "in.mp4"}

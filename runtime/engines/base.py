@@ -138,6 +138,11 @@ def translate_errors(error: type[UfrEdgeError], what: str) -> Iterator[None]:
         raise error(msg) from exc
 
 
+def closed_error(info: EngineInfo) -> InferenceError:
+    """The error for a session that is used after `close`."""
+    return InferenceError(f"The engine {info.path} is closed. Open it again.")
+
+
 def check_model_file(path: Path) -> None:
     """Raise InputFileError when there is no file at `path`, ModelFileError when it is empty."""
     if not path.is_file():

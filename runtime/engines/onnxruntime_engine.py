@@ -17,6 +17,7 @@ from ufr_edge.runtime.engines.base import (
     TensorSpec,
     check_feeds,
     check_model_file,
+    closed_error,
     translate_errors,
 )
 from ufr_edge.runtime.engines.onnx_wire import onnx_precision, with_input_shapes
@@ -40,8 +41,7 @@ class OnnxRuntimeSession:
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run once. Raises ShapeError, InferenceError."""
         if self._session is None:
-            msg = f"The engine {self.info.path} is closed. Open it again."
-            raise InferenceError(msg)
+            raise closed_error(self.info)
         check_feeds(self.inputs, feeds)
         with translate_errors(InferenceError, f"ONNX Runtime failed on {self.info.path}"):
             results = self._session.run(None, dict(feeds))

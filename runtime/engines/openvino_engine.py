@@ -23,6 +23,7 @@ from ufr_edge.runtime.engines.base import (
     TensorSpec,
     check_feeds,
     check_model_file,
+    closed_error,
     translate_errors,
 )
 from ufr_edge.runtime.engines.onnx_wire import onnx_precision
@@ -44,8 +45,7 @@ class OpenVinoSession:
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run once. Raises ShapeError, InferenceError."""
         if self._request is None:
-            msg = f"The engine {self.info.path} is closed. Open it again."
-            raise InferenceError(msg)
+            raise closed_error(self.info)
         check_feeds(self.inputs, feeds)
         arrays = {index: np.ascontiguousarray(feeds[spec.name]) for index, spec in enumerate(self.inputs)}
         with translate_errors(InferenceError, f"OpenVINO failed on {self.info.path}"):
@@ -55,8 +55,7 @@ class OpenVinoSession:
     def layer_times(self) -> tuple[LayerTime, ...]:
         """The layers executed in the last run; needs open_openvino(profile=True). Raises InferenceError."""
         if self._request is None:
-            msg = f"The engine {self.info.path} is closed. Open it again."
-            raise InferenceError(msg)
+            raise closed_error(self.info)
         with translate_errors(InferenceError, f"OpenVINO gives no times for {self.info.path}"):
             graph = self._request.get_compiled_model().get_runtime_model().get_ordered_ops()
             precisions = {op.get_friendly_name(): _runtime_precision(op) for op in graph}

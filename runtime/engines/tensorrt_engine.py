@@ -17,6 +17,7 @@ from ufr_edge.runtime.engines.base import (
     TensorSpec,
     check_feeds,
     check_model_file,
+    closed_error,
     shape_text,
     translate_errors,
 )
@@ -117,8 +118,7 @@ class TensorRtSession:
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run once. Raises ShapeError (also for a batch the engine was not built for), InferenceError."""
         if self._context is None:
-            msg = f"The engine {self.info.path} is closed. Open it again."
-            raise InferenceError(msg)
+            raise closed_error(self.info)
         check_feeds(self.inputs, feeds)
         with translate_errors(InferenceError, f"{self.info.backend} failed on {self.info.path}"):
             self._buffers.select()

@@ -5,8 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -112,13 +111,6 @@ class WindowClock(StageClock):
         self._lock = threading.Lock()
         self._windows: dict[str, deque[float]] = {}
         self._totals: dict[str, tuple[int, float]] = {}
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time the block as one run of stage `name`; a block that raises is not counted."""
-        start = time.perf_counter()
-        yield
-        self.add(name, time.perf_counter() - start)
 
     def add(self, name: str, seconds: float) -> None:
         """Add one duration."""
