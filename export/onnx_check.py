@@ -56,6 +56,58 @@ def check_weights(proto: Any) -> None:
             raise BuildError(msg)
 
 
+def check_border(proto: Any) -> None:
+    """Check an ONNX model of ours: standard operators, finite weights, valid, Cast first and last, batch the only
+    dynamic axis.
+
+    proto: onnx.ModelProto. Raises BuildError saying which of it does not hold.
+    """
+    check_operators(proto)
+    check_weights(proto)
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as exc:
+        msg = f"The exported ONNX is not valid: {exc}"
+        raise BuildError(msg) from exc
+    graph = proto.graph
+    ends = (_op_reading(graph, graph.input[0].name), _op_writing(graph, graph.output[0].name))
+    if ends != ("Cast", "Cast"):
+        msg = f"The exported ONNX must begin and end with Cast; it begins with {ends[0]} and ends with {ends[1]}."
+        raise BuildError(msg)
+    for value in (graph.input[0], graph.output[0]):
+        dims = value.type.tensor_type.shape.dim
+        fixed = [d.dim_value for d in dims]
+        if (
+            len(dims) != 4
+            or fixed[0]
+            or not all(fixed[1:])
+            or value.type.tensor_type.elem_type != onnx.TensorProto.UINT8
+        ):
+            msg = f"The exported ONNX must be uint8 (batch, S, S, 3) at {value.name}; it has {fixed}."
+            raise BuildError(msg)
+
+
+def _op_reading(graph: Any, name: str) -> str:
+    """The operator that reads a tensor, "several" when more than one does."""
+    ops = [node.op_type for node in graph.node if name in node.input]
+    return ops[0] if len(ops) == 1 else "several"
+
+
+def _op_writing(graph: Any, name: str) -> str:
+    return next((node.op_type for node in graph.node if name in node.output), "nothing")
+
+
+def layer_names(proto: Any) -> dict[str, str]:
+    """How the nodes are told to people, by node name: operator, and the layer whose weights they use if they do."""
+    weights = {str(value.name) for value in proto.graph.initializer}
+    names = {}
+    for node in proto.graph.node:
+        own = next((n for n in node.input if n in weights and n.endswith((".weight", ".bias"))), None)
+        label = own.rpartition(".")[0].removeprefix("model.") if own is not None else _layer(node)
+        names[str(node.name)] = f"{node.op_type} {label}"
+    return names
+
+
 def layers_with(proto: Any, operators: set[str]) -> list[str]:
     """`OP in layer NAME` for the nodes whose operator is among those given."""
     return [

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ufr_edge.calibration.compare import compare_frames, run_batches
 from ufr_edge.errors import BuildError
-from ufr_edge.export.onnx_check import check_operators, check_weights
+from ufr_edge.export.onnx_check import check_border
 from ufr_edge.files import atomic_file, sha256_file
 from ufr_edge.restorers.loading import AnyModel
 from ufr_edge.runtime.engines import open_engine_file
@@ -86,47 +86,6 @@ def export_onnx(
     return OnnxReport(path=path, sha256=sha256_file(path), opset=OPSET, parity=parity)
 
 
-def check_border(proto: Any) -> None:
-    """Check an ONNX model of ours: standard operators, finite weights, valid, Cast first and last, batch the only
-    dynamic axis.
-
-    proto: onnx.ModelProto. Raises BuildError saying which of it does not hold.
-    """
-    check_operators(proto)
-    check_weights(proto)
-    try:
-        onnx.checker.check_model(proto, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as exc:
-        msg = f"The exported ONNX is not valid: {exc}"
-        raise BuildError(msg) from exc
-    graph = proto.graph
-    ends = (_op_reading(graph, graph.input[0].name), _op_writing(graph, graph.output[0].name))
-    if ends != ("Cast", "Cast"):
-        msg = f"The exported ONNX must begin and end with Cast; it begins with {ends[0]} and ends with {ends[1]}."
-        raise BuildError(msg)
-    for value in (graph.input[0], graph.output[0]):
-        dims = value.type.tensor_type.shape.dim
-        fixed = [d.dim_value for d in dims]
-        if (
-            len(dims) != 4
-            or fixed[0]
-            or not all(fixed[1:])
-            or value.type.tensor_type.elem_type != onnx.TensorProto.UINT8
-        ):
-            msg = f"The exported ONNX must be uint8 (batch, S, S, 3) at {value.name}; it has {fixed}."
-            raise BuildError(msg)
-
-
-def _op_reading(graph: Any, name: str) -> str:
-    """The operator that reads a tensor, "several" when more than one does."""
-    ops = [node.op_type for node in graph.node if name in node.input]
-    return ops[0] if len(ops) == 1 else "several"
-
-
-def _op_writing(graph: Any, name: str) -> str:
-    return next((node.op_type for node in graph.node if name in node.output), "nothing")
-
-
 def _trace(model: AnyModel, *, side: int, half: bool) -> Any:
     network = model
     if half:
@@ -151,7 +110,26 @@ def _trace(model: AnyModel, *, side: int, half: bool) -> Any:
     if program is None:
         msg = "torch.onnx returned no program."
         raise BuildError(msg)
-    return _without_traces(program.model_proto)
+    return _without_traces(_shapes_behind_cast(program.model_proto))
+
+
+def _shapes_behind_cast(proto: Any) -> Any:
+    """Let what asks for the input's shape ask the cast instead: the cast alone reads the border."""
+    graph = proto.graph
+    frames = graph.input[0].name
+    cast = next((n for n in graph.node if n.op_type == "Cast" and frames in n.input), None)
+    asking = [n for n in graph.node if n.op_type == "Shape" and frames in n.input]
+    if cast is None or not asking:
+        return proto
+    for node in asking:
+        node.input[0] = cast.output[0]
+    nodes = sorted(
+        graph.node, key=lambda node: node.output[0] != cast.output[0]
+    )  # stable: the cast comes first
+    copies = [copy.deepcopy(node) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(copies)
+    return proto
 
 
 def _without_traces(proto: Any) -> Any:
@@ -180,3 +158,15 @@ def _quiet_exporter() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+
+
+__all__ = [
+    "INPUT",
+    "OPSET",
+    "OUTPUT",
+    "OnnxReport",
+    "Uint8Restorer",
+    "check_border",
+    "export_onnx",
+    "restore_frames",
+]

@@ -23,6 +23,7 @@ from ufr_edge.errors import ModelFileError, ShapeError
 from ufr_edge.optional import require
 from ufr_edge.restorers.checkpoints import StateDict, first_misfit
 from ufr_edge.restorers.edge import InputSpec
+from ufr_edge.restorers.gfpgan import use_constant_weights
 from ufr_edge.restorers.protocol import RestorerModule, fixed
 
 EXPECTED = "a face restorer: SwinIR with an unshuffle head, GFPGAN, RestoreFormer or CodeFormer"
@@ -87,7 +88,8 @@ class GFPGANRestorer(SpandrelRestorer):
     arch = "gfpgan"
 
     def _restore(self, image: Tensor) -> Tensor:
-        out: Tensor = self.network(2 * image - 1, return_rgb=False, randomize_noise=False)[0]
+        dense = 2 * image.contiguous() - 1  # the network views its features flat, which channels-last ones are not
+        out: Tensor = self.network(dense, return_rgb=False, randomize_noise=False)[0]
         return (out + 1) / 2
 
 
@@ -187,6 +189,7 @@ def _swinir(network: Any, state: StateDict) -> SpandrelRestorer:
 
 
 def _gfpgan(network: Any, _: StateDict) -> SpandrelRestorer:
+    use_constant_weights(network)
     return GFPGANRestorer(network, side=2 ** int(network.log_size), input_spec=fixed(2 ** int(network.log_size)))
 
 
