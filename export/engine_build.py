@@ -75,6 +75,8 @@ def build_engine_files(
     if request.format == "onnx":
         return (source,)
     if request.format == "openvino":
+        if request.precision == "fp16":
+            refuse_overflow(sources.kept_in_fp32())
         int8 = request.precision == "int8"
         paths = export_openvino(
             folder / source,
@@ -90,6 +92,17 @@ def build_engine_files(
         folder / source, target, backend=request.format, config=config or TensorRtConfig(side=sources.side)
     )
     return target.name, source
+
+
+def refuse_overflow(kept: KeptLayers) -> None:
+    """Refuse an OpenVINO fp16 engine of a network that overflows. Raises BuildError naming the layers."""
+    if beyond := kept.overflow_words:
+        more = f" and {len(beyond) - NAMED} more" if len(beyond) > NAMED else ""
+        msg = (
+            f"openvino-fp16 would overflow in {', '.join(beyond[:NAMED])}{more}: OpenVINO keeps no layer of an fp16 "
+            "engine in fp32. Ask for --precision bf16 or fp32; ONNX and TensorRT keep these layers in fp32."
+        )
+        raise BuildError(msg)
 
 
 def measure_engine(folder: Path, files: Sequence[str], request: EngineRequest, parity: ParitySet) -> Measured:

@@ -15,6 +15,7 @@ from ufr_edge.calibration.layers import QuantizedLayers, load_layers
 from ufr_edge.calibration.ptq_onnx import QdqConfig, quantize_onnx
 from ufr_edge.calibration.ptq_openvino import NncfConfig
 from ufr_edge.errors import CalibrationError
+from ufr_edge.export.half import KeptLayers, find_kept, write_half
 from ufr_edge.export.onnx_export import check_border, export_onnx
 from ufr_edge.files import atomic_file
 from ufr_edge.restorers.loading import AnyModel
@@ -47,6 +48,7 @@ class OnnxSources:
         self._model, self._folder, self._faces = model, folder, faces
         self._calibration = calibration
         self._layers: dict[str, QuantizedLayers] = {}
+        self._kept: KeptLayers | None = None
 
     def get(self, format: str, precision: str, *, kept: Sequence[str] = ()) -> str:
         """Return the file name of the ONNX for an engine, writing it first where it is missing.
@@ -59,15 +61,27 @@ class OnnxSources:
         path = self._folder / name
         if path.exists() and (name in (BASE, TUNED) or not kept):
             return name
-        if name in (BASE, TUNED) or precision == "fp16":
+        if name in (BASE, TUNED):
             model = self._tuned if name == TUNED and self._tuned is not None else self._model
-            export_onnx(model, path, side=self.side, faces=self._faces, half=precision == "fp16")
+            export_onnx(model, path, side=self.side, faces=self._faces)
+        elif precision == "fp16":
+            write_half(self._folder / self.get("onnx", "fp32"), path, self.kept_in_fp32())
         else:
             proto = self.layers(format).with_float(kept) if kept else self.layers(format).quantized
             check_border(proto)
             with atomic_file(path) as beside:
                 onnx.save(proto, beside)
         return name
+
+    def kept_in_fp32(self) -> KeptLayers:
+        """What stays in fp32 of fp16 engines, found on first use, on calibration frames where there are any.
+
+        Raises BuildError when the export of the fp32 graph fails.
+        """
+        if self._kept is None:
+            frames = self._faces if self._calibration is None else self._calibration.frames
+            self._kept = find_kept(self._folder / self.get("onnx", "fp32"), frames)
+        return self._kept
 
     def layers(self, format: str) -> QuantizedLayers:
         """The layers of the Q/DQ graph for an engine format, quantized on first use (OpenVINO: ONNX Runtime's).
