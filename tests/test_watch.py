@@ -213,7 +213,11 @@ def test_two_watchers_on_one_folder(tmp_path: Path) -> None:
 
 
 def test_the_child_has_low_priority_and_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code = "import os, sys; print(os.nice(0), os.environ['OMP_NUM_THREADS'], *sys.argv[1:])"
+    code = (
+        "import os, sys, pathlib; group = pathlib.Path('/proc/self/autogroup'); "
+        "text = group.read_text().replace(' ', '').strip() if group.exists() else '-'; "
+        "print(os.nice(0), os.environ['OMP_NUM_THREADS'], text, *sys.argv[1:])"
+    )
     script = tmp_path / "python"
     script.write_text(f'#!/bin/sh\nsleep 0.3\nexec {sys.executable} -c "{code}" "$@"\n')
     script.chmod(0o755)
@@ -222,8 +226,10 @@ def test_the_child_has_low_priority_and_one_thread(tmp_path: Path, monkeypatch: 
         tmp_path / "w" / "0003", 70
     )
     assert child.wait(60) == 0
-    nice, threads, *args = (tmp_path / "w" / "0003.log").read_text().split()
+    nice, threads, group, *args = (tmp_path / "w" / "0003.log").read_text().split()
     assert (int(nice) >= 15, threads) == (True, "1")
+    if Path("/proc/self/autogroup").exists():
+        assert group.endswith("nice15")
     assert args[:3] == ["-m", "ufr_edge", "readapt"]
     assert {"--newest", "70", "--threads", "--camera", "yard"} <= set(args)
 

@@ -246,11 +246,14 @@ def start_readapt(folder: Path, faces: Path, *options: str) -> Start:
 
 def _lower(pid: int) -> None:
     """Let everything else go first. It has one thread yet; those it starts have its priority."""
-    if hasattr(os, "setpriority"):
-        try:
-            os.setpriority(os.PRIO_PROCESS, pid, _NICE)
-        except OSError:  # it has ended already
-            return
+    if not hasattr(os, "setpriority"):
+        return
+    try:
+        os.setpriority(os.PRIO_PROCESS, pid, _NICE)
+        # Linux weighs sessions first where autogroups are on: within a session of its own, nice alone means nothing.
+        Path(f"/proc/{pid}/autogroup").write_text(str(_NICE), encoding="ascii")
+    except OSError:  # it has ended already, or there are no autogroups
+        return
 
 
 def _last_run(folder: Path) -> int:
