@@ -57,7 +57,9 @@ COMMANDS: dict[str, CommandInfo] = {
     "readapt": CommandInfo(
         "Adapt a bundle again to its camera's own faces; install it where it is better.", "all", goes_on=True
     ),
-    "readapt-all": CommandInfo("Adapt the bundles of many cameras again: here, by accelerate or on Ray.", "all"),
+    "readapt-all": CommandInfo(
+        "Adapt the bundles of many cameras again: here, by accelerate or on Ray.", "all", goes_on=True
+    ),
     "registry": CommandInfo("List, show and compare all adapted models, with where each comes from."),
     "run": CommandInfo("Restore the faces in an image, a folder, a video or a camera."),
     "stream": CommandInfo("Restore the faces of a live stream: camera, network, file; into any sink."),
