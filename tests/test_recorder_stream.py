@@ -24,6 +24,7 @@ from ufr_edge.runtime.faces.track import TrackConfig
 from ufr_edge.runtime.fingerprint import Fingerprint, Value
 from ufr_edge.runtime.live.events import EventLog
 from ufr_edge.runtime.live.observer import ENDED_BY_DRIFT, ObserverConfig, open_observer, run_hook
+from ufr_edge.runtime.live.onsite import STATE, Child, OnsiteConfig, OnsiteLoop
 from ufr_edge.runtime.live.stages import Engines
 from ufr_edge.runtime.live.stats import Labels, LiveStats, StatsBoard
 from ufr_edge.runtime.live.stream import LiveStream
@@ -38,7 +39,11 @@ SOON = DriftConfig(fewest=2, faces=4, raise_s=0, vote_s=0.01)
 
 
 def played(
-    config: ObserverConfig, *, frames: int = 40, events: EventLog | None = None
+    config: ObserverConfig,
+    *,
+    frames: int = 40,
+    events: EventLog | None = None,
+    watch: Callable[[LiveStats], None] | None = None,
 ) -> tuple[str, LiveStats, EventLog, KeepingSink]:
     """Run a stream over fakes at 25 frames of stream time a second; why it ended, its numbers, what happened."""
     source, events, sink = FakeSource(count=frames), events or EventLog(), KeepingSink()
@@ -58,7 +63,7 @@ def played(
             stop=source.stop,
             observer=observer,
         )
-        ended = stream.run()
+        ended = stream.run(watch)
     return ended, stream.snapshot(), events, sink
 
 
@@ -126,6 +131,25 @@ def test_a_full_disk_ends_the_recording_and_not_the_stream(
     assert stats.watch is not None and not stats.watch.recording
     said = [event.text for event in events.last() if event.kind == "record"]
     assert len(said) == 2 and "disk is full" in said[1]
+
+
+def test_a_full_disk_in_the_loop_on_site_does_not_end_the_stream(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    def start(_work: Path, _newest: int) -> Child:
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / STATE).write_text('{"run": 1, "state": "running", "faces": 70, "reason": ""}')
+    events = EventLog()
+    loop = OnsiteLoop(tmp_path, OnsiteConfig(mode="auto"), start, events=events)
+    monkeypatch.setattr("ufr_edge.runtime.live.onsite.write_json", full)
+    ended, _, _, sink = played(ObserverConfig(), frames=4000, events=events, watch=loop.tick)
+    assert ended == "the source ended" and len(sink.got) == 4000
+    loop.tick(StatsBoard(Labels()).snapshot())
+    assert [event.kind for event in events.last()].count("failed") == 1
 
 
 def test_an_error_nobody_thought_of_ends_the_looking_and_not_the_stream(

@@ -148,6 +148,7 @@ def test_drift_that_goes_by_itself_begins_nothing(tmp_path: Path) -> None:
 
 def test_ask_waits_for_an_answer(tmp_path: Path) -> None:
     bench = Bench(tmp_path, replace(AUTO, mode="ask"))
+    (tmp_path / ANSWER).touch()  # an answer to no question
     loop = bench.loop()
     for kept in (0, 20, 30, 40):
         loop.tick(stats(drifted=True, kept=kept))
@@ -189,7 +190,12 @@ def test_what_was_interrupted_goes_on_in_the_same_folder(tmp_path: Path) -> None
 def test_a_damaged_state_uses_no_number_twice(tmp_path: Path) -> None:
     (tmp_path / "readapt" / "0007").mkdir(parents=True)
     (tmp_path / STATE).write_text('{"run": 7, "sta')
-    assert read_state(tmp_path) == {"run": 7, "state": "none", "faces": 0, "reason": ""}
+    nothing = {"run": 7, "state": "none", "faces": 0, "reason": "", "misses": 0, "rest_s": 0.0}
+    assert read_state(tmp_path) == nothing
+    (tmp_path / STATE).write_text(
+        '{"run": 3, "state": "refused", "faces": 70, "reason": ""}'
+    )  # of release 1.0
+    assert read_state(tmp_path) == nothing | {"run": 3, "state": "refused", "faces": 70}
 
 
 def test_a_child_that_cannot_be_started(tmp_path: Path) -> None:
@@ -198,7 +204,100 @@ def test_a_child_that_cannot_be_started(tmp_path: Path) -> None:
     loop.tick(stats(drifted=True, kept=0))
     loop.tick(stats(drifted=True, kept=10))
     assert loop.state["state"] == "failed"
-    assert bench.texts()[-1] == "re-adaptation 1: failed: it cannot be started: No such file"
+    assert (
+        bench.texts()[-1]
+        == "re-adaptation 1: failed: it cannot be started: No such file; the next in 1 minutes at the earliest"
+    )
+
+
+def once(bench: Bench, loop: OnsiteLoop, code: int) -> None:
+    """A re-adaptation from its beginning to its end, without a pause."""
+    before = len(bench.started)
+    loop.tick(stats(drifted=True, kept=0))
+    loop.tick(stats(drifted=True, kept=10))
+    assert len(bench.started) == before + 1
+    bench.children[-1].code = code
+    loop.tick(stats(drifted=True, kept=10))
+
+
+def test_each_refusal_doubles_the_rest_up_to_a_day(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, replace(AUTO, rest_s=3600.0))
+    loop = bench.loop()
+    for hours in (1, 2, 4, 8, 16, 24, 24):
+        once(bench, loop, 3)
+        begun, bench.clock = len(bench.started), bench.clock + 3600 * hours - 1
+        loop.tick(stats(drifted=True, kept=0))
+        loop.tick(stats(drifted=True, kept=99))
+        assert len(bench.started) == begun
+        loop.tick(stats(drifted=False, kept=99))
+        bench.clock += 1
+    once(bench, loop, 0)
+    assert loop.state["misses"] == 0 and loop.state["rest_s"] == 3600.0
+
+
+def test_the_rest_goes_on_after_a_restart_whatever_the_clock_says(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, replace(AUTO, rest_s=3600.0))
+    loop = bench.loop()
+    once(bench, loop, 3)
+    bench.clock = 3000.0
+    loop.tick(stats(drifted=False, kept=0))
+    assert read_state(tmp_path)["rest_s"] == 600.0  # a cut now, with nothing closed
+    again = Bench(tmp_path, bench.config, clock=-1e6)  # a machine that has just started
+    second = again.loop()
+    again.clock += 599
+    second.tick(stats(drifted=True, kept=0))
+    second.tick(stats(drifted=True, kept=50))
+    assert again.started == []
+    again.clock += 2
+    second.tick(stats(drifted=True, kept=51))
+    assert [work.name for work, _ in again.started] == ["0002"]
+    assert second.state["misses"] == 1
+    second.close()
+
+
+def test_a_full_disk_is_said_once_and_the_loop_goes_on_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    bench = Bench(tmp_path)
+    loop = bench.loop()
+    with monkeypatch.context() as patch:
+        patch.setattr("ufr_edge.runtime.live.onsite.write_json", full)
+        for clock in range(0, 300, 20):
+            bench.clock = float(clock)
+            loop.tick(stats(drifted=True, kept=clock))
+    assert bench.started == []
+    (said,) = [event.text for event in bench.events.last() if event.kind == "failed"]
+    assert "No space left" in said and "tries again every minute" in said
+    bench.clock = 400.0
+    loop.tick(stats(drifted=True, kept=400))
+    assert len(bench.started) == 1
+    bench.children[0].code = 0
+    with monkeypatch.context() as patch:
+        patch.setattr("ufr_edge.runtime.live.onsite.write_json", full)
+        loop.tick(stats(drifted=True, kept=401))
+    assert loop.state["state"] == "running"
+    bench.clock = 500.0
+    loop.tick(stats(drifted=True, kept=402))  # its end is not forgotten, nor is it begun again
+    assert (loop.state["state"], len(bench.started)) == ("installed", 1)
+
+
+def test_a_failed_re_adaptation_leaves_no_picture_behind(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    loop = bench.loop()
+    work = tmp_path / "readapt" / "0001"
+    for name in ("split/train/1.png", "run/config.json", "run/checkpoint.pt", ".split.x/2.png", "base.ufr/a"):
+        (work / name).parent.mkdir(parents=True, exist_ok=True)
+        (work / name).write_text("x")
+    for name in (".lock", "readapt.json", "faces.json"):
+        (work / name).write_text("x")
+    (work / "split" / "link").symlink_to(tmp_path)
+    once(bench, loop, 1)
+    left = sorted(path.relative_to(work).as_posix() for path in work.rglob("*"))
+    assert left == [".lock", "faces.json", "readapt.json", "run", "run/config.json"]
+    assert (tmp_path / STATE).is_file()
 
 
 def test_two_watchers_on_one_folder(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -28,8 +28,13 @@ ANSWER = "readapt.yes"
 LOCK = ".watch.lock"
 WORK = "readapt"
 Mode = Literal["auto", "ask", "off"]
+RECORDS = ("readapt.json", "gate.json", "faces.json", "lineage.json", "run/config.json")
+"""What stays of a work folder once it is decided; none of it shows anybody."""
 _NICE = 15
 _END_S = 10.0
+_MOST_REST_S = 86_400.0
+_NOTE_REST_S = 300.0  # a restart rests at most so much too long
+_AGAIN_S = 60.0  # after the disk could not be written
 
 
 class Child(Protocol):
@@ -54,8 +59,9 @@ Start = Callable[[Path, int], Child]
 
 @dataclass(frozen=True, kw_only=True)
 class OnsiteConfig:
-    """mode: "auto" re-adapts when drift is raised, "ask" when the file FOLDER/readapt.yes is made after it, "off"
-    never. least_faces: recorded since drift was raised. rest_s: after one re-adaptation before the next.
+    """mode: "auto" re-adapts when drift is raised, "ask" when the file FOLDER/readapt.yes is made after the question,
+    "off" never. least_faces: recorded since drift was raised. rest_s: after one re-adaptation before the next; twice as
+    long after each that was refused or failed, up to a day, until one is installed.
     """
 
     mode: Mode = "ask"
@@ -84,20 +90,38 @@ class OnsiteLoop:
         self._folder, self._config, self._start = folder, config, start
         self._events, self._now = events, now
         self._child: Child | None = None
-        self._rest_until: float | None = None
         self._kept_at_drift: int | None = None
         self._asked = False
+        self._again_at: float | None = None
         self._state = read_state(folder)
+        self._rest_until = now() + self._state["rest_s"]
 
     @property
     def state(self) -> dict[str, Any]:
-        """run: number of the last re-adaptation; state: none, running, installed, refused or failed."""
+        """run: number of the last re-adaptation; state: none, running, installed, refused or failed. misses: how many
+        in a row were not installed. rest_s: seconds to rest yet, as last noted.
+        """
         return dict(self._state)
 
     def tick(self, stats: LiveStats) -> None:
-        """Look at the stream's numbers of this moment, and do what follows. Raises OutputError (state not written)."""
-        if self._config.mode == "off":
+        """Look at the stream's numbers of this moment, and do what follows. Where the disk cannot be written that is
+        said once and tried again every minute; nothing is raised, so the stream goes on.
+        """
+        if self._config.mode == "off" or (self._again_at is not None and self._now() < self._again_at):
             return
+        try:
+            self._step(stats)
+        except OSError as exc:
+            if self._again_at is None:
+                text = f"the loop cannot write into {self._folder}, and tries again every minute: {exc}"
+                self._events.add("failed", text, level=logging.ERROR)
+            self._again_at = self._now() + _AGAIN_S
+            return
+        if self._again_at is not None:
+            self._again_at = None
+            self._events.add("readapt", f"the loop can write into {self._folder} again")
+
+    def _step(self, stats: LiveStats) -> None:
         if self._child is not None:
             self._look_after(self._child)
         elif self._state["state"] == "running":
@@ -109,6 +133,8 @@ class OnsiteLoop:
         """End the child; the next start goes on with what it did."""
         child, self._child = self._child, None
         if child is None:
+            with suppress(OSError):
+                self._note_rest(every_s=0.0)
             return
         child.terminate()
         try:
@@ -118,6 +144,7 @@ class OnsiteLoop:
             child.wait()
 
     def _consider(self, stats: LiveStats) -> None:
+        self._note_rest(every_s=_NOTE_REST_S)
         recorded = None if stats.watch is None else stats.watch.recorded
         if not stats.drifted or recorded is None:
             self._kept_at_drift, self._asked = None, False
@@ -125,20 +152,21 @@ class OnsiteLoop:
         if self._kept_at_drift is None:
             self._kept_at_drift = recorded.kept
         fresh = recorded.kept - self._kept_at_drift
-        resting = self._rest_until is not None and self._now() < self._rest_until
-        if fresh < self._config.least_faces or resting or not self._allowed():
+        if fresh < self._config.least_faces or self._now() < self._rest_until or not self._allowed():
             return
         self._save(run=self._state["run"] + 1, state="running", faces=fresh, reason="")
+        self._asked = False
+        with suppress(OSError):  # it is removed before the next question at the latest
+            (self._folder / ANSWER).unlink(missing_ok=True)
         self._begin(f"begins with the {fresh} faces recorded since drift was raised")
 
     def _allowed(self) -> bool:
-        if self._config.mode == "auto":
-            return True
+        """Whether it may begin. An answer counts once the question was asked; one that lay there before is removed."""
         answer = self._folder / ANSWER
-        if answer.exists():
-            answer.unlink(missing_ok=True)
+        if self._config.mode == "auto" or (self._asked and answer.exists()):
             return True
         if not self._asked:
+            answer.unlink(missing_ok=True)
             self._asked = True
             text = f"the camera has changed; to adapt to it: touch {answer}"
             self._events.add("readapt", text, level=logging.WARNING)
@@ -148,7 +176,7 @@ class OnsiteLoop:
         run = self._state["run"]
         self._events.add("readapt", f"re-adaptation {run} {how}")
         try:
-            self._child = self._start(self._folder / WORK / f"{run:04d}", self._state["faces"])
+            self._child = self._start(self._work(), self._state["faces"])
         except OSError as exc:
             self._finish("failed", f"it cannot be started: {exc.strerror}")
 
@@ -156,25 +184,57 @@ class OnsiteLoop:
         code = child.poll()
         if code is None:
             return
-        self._child = None
         if code == ExitCode.DONE:
             self._finish("installed", "")
         elif code == ExitCode.GATE_FAILED:
             self._finish("refused", "the gate refused the new bundle; see gate.json in its work folder")
         else:
             self._finish("failed", f"exit status {code}; see its log beside its work folder")
+        self._child = None  # not before that is written: it is looked at again where it could not be
 
     def _finish(self, state: str, reason: str) -> None:
-        self._save(state=state, reason=reason)
-        self._rest_until = self._now() + self._config.rest_s
+        misses = 0 if state == "installed" else self._state["misses"] + 1
+        rest = self._config.rest_s * 2.0 ** min(max(0, misses - 1), 30)
+        rest = min(rest, max(_MOST_REST_S, self._config.rest_s))
+        leave_records(self._work())
+        self._save(state=state, reason=reason, misses=misses, rest_s=rest)
+        self._rest_until = self._now() + rest
         self._kept_at_drift = None
         level = logging.INFO if state == "installed" else logging.WARNING
         text = f"re-adaptation {self._state['run']}: {state}{': ' if reason else ''}{reason}"
+        text += f"; the next in {rest / 60:.0f} minutes at the earliest" if misses else ""
         self._events.add("readapt", text, level=level)
 
+    def _note_rest(self, *, every_s: float) -> None:
+        """Write down how long to rest yet: seconds, because clocks jump and a machine may be off meanwhile."""
+        left = max(0.0, self._rest_until - self._now())
+        noted = self._state["rest_s"]
+        if noted > 0 and (left == 0 or noted - left > every_s):
+            self._save(rest_s=round(left, 1))
+
+    def _work(self) -> Path:
+        return self._folder / WORK / f"{self._state['run']:04d}"
+
     def _save(self, **changes: Any) -> None:
-        self._state = {**self._state, **changes}
-        write_json(self._folder / STATE, self._state)
+        state = {**self._state, **changes}
+        write_json(self._folder / STATE, state)
+        self._state = state
+
+
+def leave_records(work: Path, *, also: Collection[str] = ()) -> None:
+    """Remove everything from a work folder but `RECORDS`, its lock, and the files and folders named in `also`: it
+    shows people, and it is large. What cannot be removed stays.
+    """
+    kept = {*RECORDS, ".lock", *also}
+    for folder, folders, files in os.walk(work, topdown=False):
+        links = [name for name in folders if (Path(folder) / name).is_symlink()]
+        for path in [Path(folder) / name for name in (*files, *links)]:
+            inside = path.relative_to(work)
+            if inside.as_posix() not in kept and inside.parts[0] not in kept:
+                with suppress(OSError):
+                    path.unlink()
+        with suppress(OSError):  # it holds what stays
+            Path(folder).rmdir()
 
 
 @contextmanager
@@ -199,7 +259,7 @@ def open_onsite(
 def read_state(folder: Path) -> dict[str, Any]:
     """What is under way. A file that is missing or damaged counts as nothing under way; its number is then taken
     from the work folders, so that none is used twice."""
-    empty = {"run": _last_run(folder), "state": "none", "faces": 0, "reason": ""}
+    empty = {"run": _last_run(folder), "state": "none", "faces": 0, "reason": "", "misses": 0, "rest_s": 0.0}
     try:
         value = read_json(folder / STATE)
         return {
@@ -207,6 +267,8 @@ def read_state(folder: Path) -> dict[str, Any]:
             "state": str(value["state"]),
             "faces": int(value["faces"]),
             "reason": str(value["reason"]),
+            "misses": max(int(value.get("misses", 0)), 0),
+            "rest_s": min(max(float(value.get("rest_s", 0.0)), 0.0), _MOST_REST_S),
         }
     except (InputFileError, KeyError, TypeError, ValueError):
         return empty
