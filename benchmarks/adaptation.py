@@ -102,6 +102,7 @@ def made_with(args: argparse.Namespace) -> dict[str, Any]:
         "fast_steps",
         "fidelity",
         "replay",
+        "replay_target",
         "camera_pairs",
         "side",
     )
@@ -123,7 +124,9 @@ def settings(args: argparse.Namespace, seed: int) -> AdaptConfig:
             device=args.device,
         )
     )
-    tuning = FinetuneConfig(replay=args.replay, camera_pairs=args.camera_pairs, seed=seed)
+    tuning = FinetuneConfig(
+        replay=args.replay, replay_target=args.replay_target, camera_pairs=args.camera_pairs, seed=seed
+    )
     training = tuning.training
     losses = training.losses if args.real else dataclasses.replace(training.losses, adversarial=0.0)
     training = dataclasses.replace(training, losses=losses, steps=args.steps or training.steps)
@@ -272,6 +275,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--fidelity", type=float, help="the dial, 0 to 1")
     parser.add_argument(
         "--replay", type=float, default=0.25, help="share of classic pairs of --real [0.25 with --real]"
+    )
+    parser.add_argument(
+        "--replay-target", choices=["before", "truth"], default="before", help="what is learned of them"
     )
     parser.add_argument(
         "--camera-pairs", type=float, default=0.0, help="share of pairs of the estimated camera [0]"

@@ -16,6 +16,7 @@ from ufr_edge.adaptation.finetune import FinetuneConfig, finetune, load_pairs
 from ufr_edge.adaptation.pretrain import PretrainRestorer, pretrain_restorer
 from ufr_edge.adaptation.restorer_task import LossWeights, RestorerTraining
 from ufr_edge.adaptation.targets import TargetsConfig, image_seed, make_targets, read_index
+from ufr_edge.adaptation.training import read_log
 from ufr_edge.cli.options import override
 from ufr_edge.degradations.presets import degrade
 from ufr_edge.errors import ConfigError, InputFileError
@@ -168,6 +169,20 @@ def test_replay_and_truth_need_their_folders(camera: Path, config: TargetsConfig
         FinetuneConfig(replay=2.0)
     with pytest.raises(ConfigError, match="--test"):
         adapt(camera, tmp_path / "run", AdaptConfig(targets=config), truth=camera, show=False)
+
+
+def test_what_is_replayed_is_what_the_restorer_made_before(camera: Path, config: TargetsConfig, tmp_path: Path) -> None:
+    losses = LossWeights(prior_features=0.0, adversarial=0.0)
+    training = RestorerTraining(steps=1, precision="fp32", losses=losses)
+    settings = FinetuneConfig(restorer=config.restorer, batch=2, replay=1.0, training=training)
+    l1 = {}
+    for target in ("before", "truth"):
+        run = tmp_path / target
+        own = dataclasses.replace(settings, replay_target=target)
+        finetune(camera, tmp_path / "clean", run, own, real=tmp_path / "clean", show=False)
+        l1[target] = next(entry["l1"] for entry in read_log(run) if "l1" in entry)
+    # nothing to learn but the rounding to 8 bits
+    assert l1["before"] <= 0.5 / 255 < l1["truth"]
 
 
 def test_settings_that_bind_each_other_change_together() -> None:

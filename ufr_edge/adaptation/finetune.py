@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ufr_edge.adaptation.camera_pairs import CameraEstimate, camera_source, estimate_camera
 from ufr_edge.adaptation.faces import MINIMUM_FACES, FaceSet, load_faces
 from ufr_edge.adaptation.loop import LoopConfig, check_origin, run_loop
 from ufr_edge.adaptation.real_faces import load_real
-from ufr_edge.adaptation.restorer_task import HeldOut, LossWeights, PairSource, RestorerTraining
+from ufr_edge.adaptation.restorer_task import (
+    HeldOut,
+    LossWeights,
+    PairSource,
+    RestorerTraining,
+    restore_batch,
+)
 from ufr_edge.adaptation.sources import degrading_source
 from ufr_edge.adaptation.target_index import target_weights
 from ufr_edge.adaptation.terms import build_task, check_terms, needs_real, task_kind
@@ -22,7 +31,7 @@ from ufr_edge.adaptation.workers import Workers
 from ufr_edge.config import to_json
 from ufr_edge.errors import ConfigError, InputFileError
 from ufr_edge.files import sha256_file, write_json
-from ufr_edge.restorers.loading import WEIGHTS_NAME, load_any_restorer, save_any_restorer
+from ufr_edge.restorers.loading import WEIGHTS_NAME, AnyModel, load_any_restorer, save_any_restorer
 
 Images = NDArray[np.uint8]
 
@@ -32,8 +41,10 @@ class FinetuneConfig:
     """`restorer` is what training starts from; `prior` gives the features of the perceptual term.
 
     `flip`: mirror pairs at random (the paper does not). `replay`: share of each batch that is clean faces
-    of `real`, degraded by the classic pipeline, so that the old skill is kept (not in the paper). `camera_pairs`:
-    share that is targets degraded by an estimate of the camera (see `camera_pairs`; not in the paper).
+    of `real`, degraded by the classic pipeline, so that the old skill is kept (not in the paper); what is learned
+    from them (`replay_target`) is what the restorer made of them "before" (learning without forgetting, Li & Hoiem
+    2017), or their "truth", which moves it towards sharper and costs PSNR there. `camera_pairs`: share that is
+    targets degraded by an estimate of the camera (see `camera_pairs`; not in the paper).
     `features_prior`: another prior for the features, where `prior` has none to give. `lpips_backbone`: the file LPIPS
     is computed with, if it is not in torch hub's cache; `download`: fetch it where it is missing.
     """
@@ -46,6 +57,7 @@ class FinetuneConfig:
     batch: int = 8
     flip: bool = True
     replay: float = 0.0
+    replay_target: Literal["before", "truth"] = "before"
     camera_pairs: float = 0.0
     training: RestorerTraining = field(
         default_factory=lambda: RestorerTraining(
@@ -106,7 +118,9 @@ def finetune(
         check_origin(out, kind=task_kind(config), origin=origin, overwrite=overwrite)
     clean = load_real(real, start.side, show=show and workers.main) if real and needs_real(config) else None
     camera = estimate_camera(pairs.lq, pairs.truth, seed=config.seed) if config.camera_pairs > 0 else None
-    source = _mixed(pair_source(pairs, config), _extras(clean, pairs, camera, config))
+    keeping = config.replay > 0 and config.replay_target == "before"
+    before = restoring(start.model, workers.device) if keeping else None
+    source = _mixed(pair_source(pairs, config), _extras(clean, pairs, camera, config, before))
     task = build_task(start.model, source, clean, config, held_out=held_out, run=out, workers=workers)
     steps = run_loop(
         task,
@@ -182,7 +196,11 @@ def pair_source(pairs: Pairs, config: FinetuneConfig) -> PairSource:
 
 
 def _extras(
-    clean: FaceSet | None, pairs: HeldOut, camera: CameraEstimate | None, config: FinetuneConfig
+    clean: FaceSet | None,
+    pairs: HeldOut,
+    camera: CameraEstimate | None,
+    config: FinetuneConfig,
+    before: Callable[[Images], Images] | None,
 ) -> list[tuple[int, PairSource]]:
     """How many pairs of each batch come from elsewhere, and from where."""
     made = round(config.camera_pairs * config.batch) if camera else 0
@@ -191,8 +209,25 @@ def _extras(
     if camera is not None and made:
         extras.append((made, camera_source(pairs.truth, camera.model, made, config.seed + 17)))
     if clean is not None and old:
-        extras.append((old, degrading_source(clean, {"classic": 1.0}, old, config.seed + 13)))
+        replayed = degrading_source(clean, {"classic": 1.0}, old, config.seed + 13)
+        extras.append((old, kept_source(replayed, before) if before else replayed))
     return extras
+
+
+def kept_source(draw: PairSource, before: Callable[[Images], Images]) -> PairSource:
+    """The faces of `draw`, with what `before` makes of them in place of their truth."""
+
+    def pairs(step: int, rows: slice) -> tuple[Images, Images]:
+        lq, _ = draw(step, rows)
+        return lq, before(lq)
+
+    return pairs
+
+
+def restoring(model: AnyModel, device: torch.device) -> Callable[[Images], Images]:
+    """What `model` as it is now makes of faces, uint8 (N, S, S, 3) both ways, however it is trained later."""
+    frozen = copy.deepcopy(model).eval().requires_grad_(False).to(device)
+    return lambda images: restore_batch(frozen, images, device)
 
 
 def _mixed(draw: PairSource, extras: Sequence[tuple[int, PairSource]]) -> PairSource:
@@ -202,7 +237,10 @@ def _mixed(draw: PairSource, extras: Sequence[tuple[int, PairSource]]) -> PairSo
 
     def together(step: int, rows: slice) -> tuple[Images, Images]:
         own = draw(step, everything)
-        parts = [tuple(side[: len(side) - taken] for side in own), *(source(step, everything) for _, source in extras)]
+        parts = [
+            tuple(side[: len(side) - taken] for side in own),
+            *(source(step, everything) for _, source in extras),
+        ]
         lq, goal = (np.concatenate(side)[rows] for side in zip(*parts, strict=True))
         return lq, goal
 
@@ -212,10 +250,18 @@ def _mixed(draw: PairSource, extras: Sequence[tuple[int, PairSource]]) -> PairSo
 def _origin(start: Path, pairs: Pairs, config: FinetuneConfig) -> str:
     """Digest of what decides the result beside the length and the rate of training, which may change midway."""
     training = config.training
-    settings = (config.features_prior or config.prior, config.flip, config.replay, config.seed, training.losses)
+    settings = (
+        config.features_prior or config.prior,
+        config.flip,
+        config.replay,
+        config.seed,
+        training.losses,
+    )
     digest = hashlib.sha256(f"{sha256_file(start)} {settings}".encode())
     if training.objective == "codes":
         digest.update(repr(training.code_losses).encode())
+    if config.replay:
+        digest.update(config.replay_target.encode())
     if pairs.weights is not None or config.camera_pairs:
         digest.update(f"{config.camera_pairs} {pairs.weights}".encode())
     for images in (pairs.lq, pairs.truth):
