@@ -13,16 +13,15 @@ from ufr_edge.calibration.accuracy_control import AccuracyControl
 from ufr_edge.calibration.compare import compare_frames, run_batches
 from ufr_edge.calibration.gate import Drop, GateSet, measure_drop
 from ufr_edge.errors import BackendUnavailableError, EngineMisfitError
+from ufr_edge.export.half import refuse_overflow
 from ufr_edge.export.openvino_export import export_openvino
-from ufr_edge.export.requests import EngineRequest
+from ufr_edge.export.requests import FINGERPRINT, EngineRequest, backend_of
 from ufr_edge.export.sources import OnnxSources
 from ufr_edge.export.tensorrt_export import TensorRtConfig, export_tensorrt
 from ufr_edge.files import sha256_file
 from ufr_edge.runtime.device import device_fingerprint
 from ufr_edge.runtime.engines import Engine, installed_backends, open_engine_file
 from ufr_edge.runtime.manifest import CalibrationInfo, EngineEntry, ParityInfo
-
-_FINGERPRINT = {"tensorrt": ("os", "machine", "gpu", "gpu_compute"), "tensorrt-rtx": ("os", "machine")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,11 +48,6 @@ class Measured:
     note: str = ""
     measured_on: str = ""
     quality: dict[str, float] = field(default_factory=dict)
-
-
-def backend_of(format: str) -> str:
-    """The runtime backend of an engine format."""
-    return "onnxruntime" if format == "onnx" else format
 
 
 def build_engine_files(
@@ -92,17 +86,6 @@ def build_engine_files(
         folder / source, target, backend=request.format, config=config or TensorRtConfig(side=sources.side)
     )
     return target.name, source
-
-
-def refuse_overflow(kept: KeptLayers) -> None:
-    """Refuse an OpenVINO fp16 engine of a network that overflows. Raises BuildError naming the layers."""
-    if beyond := kept.overflow_words:
-        more = f" and {len(beyond) - NAMED} more" if len(beyond) > NAMED else ""
-        msg = (
-            f"openvino-fp16 would overflow in {', '.join(beyond[:NAMED])}{more}: OpenVINO keeps no layer of an fp16 "
-            "engine in fp32. Ask for --precision bf16 or fp32; ONNX and TensorRT keep these layers in fp32."
-        )
-        raise BuildError(msg)
 
 
 def measure_engine(folder: Path, files: Sequence[str], request: EngineRequest, parity: ParitySet) -> Measured:
@@ -153,7 +136,7 @@ def make_entry(
         format=request.format,
         precision=request.precision,
         device="cuda" if request.format.startswith("tensorrt") else "any",
-        device_fingerprint={key: here[key] for key in _FINGERPRINT.get(request.format, ()) if key in here},
+        device_fingerprint={key: here[key] for key in FINGERPRINT.get(request.format, ()) if key in here},
         files=files,
         onnx_sha256=sha256_file(folder / _built_from(request, files, sources)),
         calibration=_calibration_info(request, sources, kept, by) if request.precision == "int8" else None,

@@ -145,7 +145,9 @@ def _controlled(request: EngineRequest, run: GateRun, config: GateConfig, starte
 def _build(request: EngineRequest, run: GateRun, kept: Sequence[str]) -> GatedEngine:
     files = build_engine_files(request, run.folder, sources=run.sources, kept=kept)
     measured = measure_engine(run.folder, files, request, run.parity)
-    return GatedEngine(files=files, measured=measured, kept=tuple(kept))
+    half = request.precision == "fp16" and request.format != "openvino"
+    labels = run.sources.kept_in_fp32().words if half else ()
+    return GatedEngine(files=files, measured=measured, kept=tuple(kept), labels=labels)
 
 
 def _excess(built: GatedEngine, config: GateConfig) -> tuple[str, ...]:

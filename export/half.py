@@ -24,6 +24,8 @@ from ufr_edge.optional import require
 LIMIT = 65504 / 2
 """Values beyond it are taken to overflow in fp16 (which ends at 65504): other faces reach further than those seen."""
 
+FRAMES = 8
+_NAMED = 3
 _CHOOSING = {"ArgMax", "ArgMin", "TopK"}
 _PASSED = {
     "Add", "Div", "Exp", "Expand", "Mul", "Neg", "Pow", "ReduceSum", "Reshape", "Softmax", "Sqrt", "Squeeze", "Sub",
@@ -34,7 +36,7 @@ _PRODUCTS = {"MatMul", "Gemm"}
 
 @dataclass(frozen=True, kw_only=True)
 class KeptLayers:
-    """The layers of a graph that stay in fp32, by node name, and why.
+    """The layers of a graph that stay in fp32, by node name, and why; `names` says them to people.
 
     border: conversion from and to uint8. choices: what decides which code of a codebook is taken (a rounding there
     is another code, not a small error). overflow: node name -> largest absolute value in or out of it.
@@ -43,33 +45,58 @@ class KeptLayers:
     border: tuple[str, ...]
     choices: tuple[str, ...]
     overflow: Mapping[str, float]
+    names: Mapping[str, str]
 
     @property
     def nodes(self) -> frozenset[str]:
         """All of them."""
         return frozenset((*self.border, *self.choices, *self.overflow))
 
+    @property
+    def overflow_words(self) -> tuple[str, ...]:
+        """The network's layers that overflow: operator, layer and value, the farthest first."""
+        ranked = sorted(self.overflow.items(), key=lambda item: -item[1])
+        return tuple(f"{self.names[k]} (reaches {v:.3g})" for k, v in ranked if k not in self.border)
 
-def write_half(source: Path, target: Path, frames: NDArray[np.uint8]) -> tuple[str, ...]:
-    """Write the fp16 twin of an fp32 ONNX of ours; return the layers left in fp32 (the border aside), in words.
+    @property
+    def words(self) -> tuple[str, ...]:
+        """All but the border: what overflows, then what chooses codes."""
+        chosen = [name for name in self.choices if name not in self.overflow]
+        return (*self.overflow_words, *(f"{self.names[name]} (chooses codes)" for name in chosen))
 
-    frames: uint8 (N, S, S, 3), on which the range of every layer is measured, one at a time.
-    Raises BuildError when the graph is not what the engines need, InputFileError.
+
+def find_kept(source: Path, frames: NDArray[np.uint8]) -> KeptLayers:
+    """Find what of an fp32 ONNX of ours must stay in fp32 when the rest becomes fp16.
+
+    frames: uint8 (N, S, S, 3); the range of every layer is measured on the first FRAMES, one at a time.
+    Raises InputFileError when the file is damaged.
     """
     proto = read_onnx(source)
-    kept = KeptLayers(border=_border(proto), choices=_choices(proto), overflow=overflowing(proto, frames))
-    half = to_half(proto, keep=kept.nodes)
+    return KeptLayers(
+        border=_border(proto),
+        choices=_choices(proto),
+        overflow=overflowing(proto, frames[:FRAMES]),
+        names=layer_names(proto),
+    )
+
+
+def write_half(source: Path, target: Path, kept: KeptLayers) -> None:
+    """Write the fp16 twin of an fp32 ONNX of ours. Raises BuildError when it is not what the engines need."""
+    half = to_half(read_onnx(source), keep=kept.nodes)
     check_border(half)
     with atomic_file(target) as beside:
         onnx.save(half, beside)
-    names = layer_names(proto)
-    chosen = [f"{names[name]} (chooses codes)" for name in kept.choices if name not in kept.overflow]
-    beyond = [
-        f"{names[name]} (reaches {value:.3g})"
-        for name, value in kept.overflow.items()
-        if name not in kept.border
-    ]
-    return (*beyond, *chosen)
+
+
+def refuse_overflow(kept: KeptLayers) -> None:
+    """Refuse an OpenVINO fp16 engine of a network that overflows. Raises BuildError naming the layers."""
+    if beyond := kept.overflow_words:
+        more = f" and {len(beyond) - _NAMED} more" if len(beyond) > _NAMED else ""
+        msg = (
+            f"openvino-fp16 would overflow in {', '.join(beyond[:_NAMED])}{more}: OpenVINO keeps no layer of an fp16 "
+            "engine in fp32. Ask for --precision bf16 or fp32; ONNX and TensorRT keep these layers in fp32."
+        )
+        raise BuildError(msg)
 
 
 def overflowing(proto: Any, frames: NDArray[np.uint8], *, limit: float = LIMIT) -> dict[str, float]:

@@ -44,18 +44,16 @@ class Uint8Restorer(nn.Module):
     """A restorer with the engine's border: uint8 (B, S, S, 3) RGB in and out.
 
     TensorRT takes uint8 only at the border, so the casts come first and last, outside of the transposes.
-    The border computes in fp32; the network inside in the dtype of its own weights.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.dtype = next(model.parameters()).dtype
 
     def forward(self, frames: Tensor) -> Tensor:
         """Restore; rounds half to even, as ONNX does."""
         image = frames.to(torch.float32).permute(0, 3, 1, 2) * (1 / 255)
-        restored: Tensor = self.model(image.to(self.dtype)).to(torch.float32)
+        restored: Tensor = self.model(image)
         return (restored * 255).round().clamp(0, 255).permute(0, 2, 3, 1).to(torch.uint8)
 
 
@@ -67,17 +65,15 @@ def restore_frames(model: AnyModel, frames: NDArray[np.uint8], *, batch: int = 4
     return np.concatenate(parts)
 
 
-def export_onnx(
-    model: AnyModel, path: Path, *, side: int, faces: NDArray[np.uint8], half: bool = False
-) -> OnnxReport:
-    """Write `model` (fp32, eval mode) for side x side faces, batch dynamic; fp16 inside when `half`.
+def export_onnx(model: AnyModel, path: Path, *, side: int, faces: NDArray[np.uint8]) -> OnnxReport:
+    """Write `model` (fp32, eval mode) for side x side faces, batch dynamic. `half.write_half` makes fp16 of it.
 
     faces: uint8 (N, side, side, 3) on which the file is run and compared with torch.
     Raises ShapeError for a side the network does not take, BuildError when the exporter fails or the graph is
     not what the engines need.
     """
     model.input_spec.check(side, side)
-    proto = _trace(model, side=side, half=half)
+    proto = _trace(model, side=side)
     check_border(proto)
     with atomic_file(path) as beside:
         onnx.save(proto, beside)
@@ -86,15 +82,12 @@ def export_onnx(
     return OnnxReport(path=path, sha256=sha256_file(path), opset=OPSET, parity=parity)
 
 
-def _trace(model: AnyModel, *, side: int, half: bool) -> Any:
-    network = model
-    if half:
-        network = copy.deepcopy(model).half()
+def _trace(model: AnyModel, *, side: int) -> Any:
     example = torch.zeros(2, side, side, 3, dtype=torch.uint8)
     with _quiet_exporter():
         try:
             program = torch.onnx.export(
-                Uint8Restorer(network).eval(),
+                Uint8Restorer(model).eval(),
                 (example,),
                 dynamo=True,
                 opset_version=OPSET,
@@ -123,9 +116,8 @@ def _shapes_behind_cast(proto: Any) -> Any:
         return proto
     for node in asking:
         node.input[0] = cast.output[0]
-    nodes = sorted(
-        graph.node, key=lambda node: node.output[0] != cast.output[0]
-    )  # stable: the cast comes first
+    # A stable sort: the cast comes first.
+    nodes = sorted(graph.node, key=lambda node: node.output[0] != cast.output[0])
     copies = [copy.deepcopy(node) for node in nodes]
     del graph.node[:]
     graph.node.extend(copies)

@@ -16,6 +16,10 @@ SUPPORTED: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "tensorrt-rtx": ("fp32", "fp16", "int8"),
     }
 )
+FINGERPRINT: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"tensorrt": ("os", "machine", "gpu", "gpu_compute"), "tensorrt-rtx": ("os", "machine")}
+)
+"""What must be equal on the machine that runs an engine, by format; nothing for files that fit everywhere."""
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 
@@ -40,6 +44,11 @@ class EngineRequest:
     def name(self) -> str:
         """The engine's name in a bundle, such as `openvino-int8`."""
         return f"{self.format}-{self.precision}"
+
+
+def backend_of(format: str) -> str:
+    """The runtime backend of an engine format."""
+    return "onnxruntime" if format == "onnx" else format
 
 
 def plan_requests(formats: Sequence[str], precisions: Sequence[str]) -> tuple[EngineRequest, ...]:
