@@ -10,7 +10,8 @@ import json
 import sys
 import threading
 import time
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ import numpy as np
 from ufr_edge.errors import UfrEdgeError
 from ufr_edge.runtime.live.events import EventLog
 from ufr_edge.runtime.live.session import open_engines
-from ufr_edge.runtime.live.sinks import LiveFrame, SinkContext
-from ufr_edge.runtime.live.sources import SourceConfig, open_live_source
+from ufr_edge.runtime.live.sinks import LiveFrame, Sink, SinkContext
+from ufr_edge.runtime.live.sources import LiveSource, SourceConfig, open_live_source
 from ufr_edge.runtime.live.stats import Labels, LiveStats, StatsBoard
 from ufr_edge.runtime.live.stream import LiveStream, StreamConfig
 from ufr_edge.runtime.live.timecode import read_code
@@ -28,6 +29,9 @@ from ufr_edge.runtime.machine import process_memory
 from ufr_edge.runtime.pipeline import FacePipeline, PipelineConfig
 from ufr_edge.runtime.run import RunConfig, open_detector
 from ufr_edge.runtime.video.uri import parse_uri
+
+Camera = Callable[[threading.Event, EventLog], LiveSource]
+"""Opens a source: (the event that ends it, where to tell events)."""
 
 
 class CodeSink:
@@ -67,18 +71,18 @@ class MemoryLog:
             self.samples.append((now, process_memory().rss_mib))
 
 
-def measure(bundle: Path, *, engine: str | None, size: str, rate: int, seconds: float) -> dict[str, Any]:
-    """Run the synthetic camera through the bundle into nothing. Raises UfrEdgeError."""
-    stop, events, sink, memory = threading.Event(), EventLog(), CodeSink(), MemoryLog()
-    uri = parse_uri(f"synthetic://?size={size}&rate={rate}&frames=0")
+@contextmanager
+def opened(
+    bundle: Path, sinks: Sequence[Sink], camera: Camera, config: StreamConfig, *, engine: str | None = None
+) -> Iterator[tuple[LiveStream, EventLog]]:
+    """A stream of the camera through the bundle into the sinks, warm. Raises UfrEdgeError."""
+    stop, events = threading.Event(), EventLog()
     with ExitStack() as stack:
         engines = stack.enter_context(open_engines(bundle, engine=engine))
         detector = stack.enter_context(open_detector(engines.full, RunConfig()))
-        source = stack.enter_context(
-            closing(open_live_source(uri, SourceConfig(code=True), stop=stop, events=events))
-        )
+        source = stack.enter_context(closing(camera(stop, events)))
         labels = Labels(
-            source=uri.masked,
+            source=source.info.name,
             engine=engines.full.info.describe(),
             width=source.info.width,
             height=source.info.height,
@@ -86,18 +90,26 @@ def measure(bundle: Path, *, engine: str | None, size: str, rate: int, seconds: 
         board = StatsBoard(labels)
         pipeline = FacePipeline(engines.full, detector, PipelineConfig(), clock=board.clock)
         detector.detect(np.zeros((source.info.height, source.info.width, 3), np.uint8))
-        side = engines.full.info.side or 256
-        engines.full.infer(np.zeros((1, side, side, 3), np.uint8))
-        stream = LiveStream(
-            source,
-            [sink],
-            pipeline,
-            engines,
-            StreamConfig(seconds=seconds),
-            board=board,
-            events=events,
-            stop=stop,
+        for each in filter(None, (engines.full, engines.smaller)):
+            side = each.info.side or 256
+            each.infer(np.zeros((1, side, side, 3), np.uint8))
+        yield (
+            LiveStream(source, sinks, pipeline, engines, config, board=board, events=events, stop=stop),
+            events,
         )
+
+
+def live_camera(size: str, rate: int) -> Camera:
+    """The synthetic camera at its own speed, without end, a time code in each frame."""
+    uri = parse_uri(f"synthetic://?size={size}&rate={rate}&frames=0")
+    return lambda stop, events: open_live_source(uri, SourceConfig(code=True), stop=stop, events=events)
+
+
+def measure(bundle: Path, *, engine: str | None, size: str, rate: int, seconds: float) -> dict[str, Any]:
+    """Run the synthetic camera through the bundle into nothing. Raises UfrEdgeError."""
+    sink, memory = CodeSink(), MemoryLog()
+    config = StreamConfig(seconds=seconds)
+    with opened(bundle, [sink], live_camera(size, rate), config, engine=engine) as (stream, events):
         stream.run(memory)
         stats = stream.snapshot()
     return {

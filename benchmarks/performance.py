@@ -1,9 +1,10 @@
 """Measure files, live streams, memory and steadiness on this machine, and write docs/performance.md.
 
-    python benchmarks/performance.py runs/engines/edge-m-256.ufr runs/engines/edge-l-512.ufr [--quick]
+    python benchmarks/performance.py runs/engines/edge-m-256.ufr runs/engines/edge-l-512.ufr [--quick] [--take runs/faces]
 
 BUNDLE[:ENGINE] names what is measured; without ENGINE, the one `ufr-edge run` would choose. The clips and the camera
-are made here, with one face. Without bundles, those that benchmarks/engines.py left in runs/engines are taken.
+are made here, with one face. Without bundles, those that benchmarks/engines.py left in runs/engines are taken. --take puts
+in what endurance.py, comparison.py and faces.py measured before: folders with a section.md and its pictures.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ SIZES = {"720p": (1280, 720), "1080p": (1920, 1080)}
 RATE = 30
 WARM_SHARE = 0.2  # of a live run, before memory counts
 LIMIT_S = 1800
+SECTION = "section.md"
 STILL = Motion(zoom=(1.0, 1.0), pan=0.0, turn=0.0)
 
 
@@ -126,11 +128,11 @@ def make_clip(path: Path, size: tuple[int, int], frames: int) -> None:
     writer.finish()
 
 
-def run_file(choice: Choice, clip: Path, out: Path) -> dict[str, Any]:
-    """`ufr-edge run` on a clip; its JSON report."""
+def run_file(choice: Choice, clip: Path, out: Path, *more: object) -> dict[str, Any]:
+    """`ufr-edge run` on a clip, with more words; its JSON report."""
     command = [sys.executable, "-m", "ufr_edge", "run", "-i", clip, "-o", out, "--engine", choice.bundle]
     name = ["--engine-name", choice.engine] if choice.engine else []
-    found: dict[str, Any] = _json_of([*command, *name, "--overwrite", "--json"])
+    found: dict[str, Any] = _json_of([*command, *name, *more, "--overwrite", "--json"])
     return found
 
 
@@ -273,8 +275,10 @@ def motion_section(results: Sequence[Measured]) -> list[str]:
     ]
 
 
-def page(results: Sequence[Measured], power: PowerState, command: str, picture: str) -> str:
-    """docs/performance.md."""
+def page(
+    results: Sequence[Measured], power: PowerState, command: str, picture: str, taken: Sequence[Path] = ()
+) -> str:
+    """docs/performance.md; `taken`: folders whose section.md comes after its own sections."""
     lines = [
         "# Performance, measured",
         "",
@@ -290,6 +294,7 @@ def page(results: Sequence[Measured], power: PowerState, command: str, picture: 
         *file_section(results),
         *live_section(results, picture),
         *motion_section(results),
+        *((folder / SECTION).read_text(encoding="utf-8").rstrip() + "\n" for folder in taken),
     ]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -340,6 +345,10 @@ def run(args: argparse.Namespace) -> None:
     if not choices:
         msg = "No bundle was given and runs/engines holds none. Run: python benchmarks/engines.py"
         raise InputFileError(msg)
+    for folder in args.take:
+        if not (folder / SECTION).is_file():
+            msg = f"{folder} holds no {SECTION}. Run the benchmark that writes it (endurance.py, comparison.py, faces.py) first."
+            raise InputFileError(msg)
     args.output.mkdir(parents=True, exist_ok=True)
     clips = {name: args.output / f"{name}.mp4" for name in SIZES}
     for name, path in clips.items():
@@ -354,9 +363,13 @@ def run(args: argparse.Namespace) -> None:
     command = (
         f"python benchmarks/performance.py {' '.join(c.bundle.name for c in choices)}"
         + " --quick" * args.quick
+        + (f" --take {' '.join(folder.name for folder in args.take)}" if args.take else "")
     )
+    for path in (path for folder in args.take for path in sorted(folder.glob("*.png"))):
+        with atomic_file(args.page.with_name(path.name)) as beside:
+            beside.write_bytes(path.read_bytes())
     with atomic_file(args.page) as beside:
-        beside.write_text(page(results, power, command, picture.name), encoding="utf-8")
+        beside.write_text(page(results, power, command, picture.name, args.take), encoding="utf-8")
     print(f"written: {args.page} after {time.monotonic() - started:.0f} s")
 
 
@@ -370,6 +383,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--page", type=Path, default=DOCS)
     parser.add_argument("--quick", action="store_true", help="less than four minutes instead of an hour")
     parser.add_argument("--seconds", type=float, help="of each live run")
+    parser.add_argument("--take", type=Path, nargs="+", default=[], help="folders of measurements to put in")
     return parser.parse_args(arguments)
 
 

@@ -71,3 +71,23 @@ def test_choice_and_command_line(script: Any) -> None:
     assert script.Choice.parse("a/b.ufr:openvino-int8").label == "b openvino-int8"
     assert script.Choice.parse("a/b.ufr").engine is None
     assert script.parse(["--quick", "a.ufr"]).quick
+
+
+def test_sections_of_other_benchmarks_are_taken_in(script: Any, tmp_path: Path) -> None:
+    folders = [tmp_path / "endurance", tmp_path / "faces"]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "section.md").write_text(f"## Of {folder.name}\n\nx\n\n", encoding="utf-8")
+    text = script.page([measured(script)], QUIET, "x", "", folders)
+    assert text.index("## Steadiness") < text.index("## Of endurance") < text.index("## Of faces")
+    assert text.endswith("## Of faces\n\nx\n") and "## Of" not in script.page(
+        [measured(script)], QUIET, "x", ""
+    )
+
+
+def test_a_folder_that_holds_no_section_is_refused_before_anything_is_measured(
+    script: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    assert script.main(["a.ufr", "--quick", "-o", str(output), "--take", str(tmp_path)]) == 1
+    assert "holds no section.md" in capsys.readouterr().err and not output.exists()
