@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -75,14 +75,30 @@ def install_version(folder: Path, bundle: Path, *, keep: int | None = None, time
         fresh = version_path(folder, max(known, default=0) + 1)
         _copy_in(bundle, fresh)
         digest = sha256_file(fresh / MANIFEST)
-        if before in known and known[before].manifest_sha256 == digest and _is_whole(known[before]):
+        same = [v for v in (known.get(before or 0), _cut_short(known)) if v and v.manifest_sha256 == digest]
+        for version in filter(_is_whole, same):
             shutil.rmtree(fresh)
-            return known[before].path
+            if not version.current:
+                link_version(folder, version.number)
+            return version.path
         _record(folder, fresh, previous=before, digest=digest)
         link_version(folder, int(fresh.stem))
         if keep is not None:
             _prune(folder, keep)
     return fresh
+
+
+def install_once(folder: Path, bundle: Path, *, keep: int | None = None) -> Path:
+    """`install_version` for a call that may come again after a kill: where this very bundle was installed before, it
+    is left at that, current or not, for it may have been refused since. Raises as `install_version`.
+    """
+    digest = sha256_file(read_bundle(bundle).path / MANIFEST)
+    versions = {version.number: version for version in history(folder)}
+    cut = _cut_short(versions)
+    for version in versions.values():
+        if version.manifest_sha256 == digest and version != cut:
+            return version.path
+    return install_version(folder, bundle, keep=keep)
 
 
 def current_version(folder: Path) -> Version:
@@ -150,6 +166,15 @@ def refuse_version(
         if _current_number(folder) in (number, None):
             link_version(folder, instead)
         _mark(folder, known[number], reason)
+
+
+def _cut_short(versions: Mapping[int, Version]) -> Version | None:
+    """The newest version, where a kill came between its record and the link: nobody left it, it never was current."""
+    newest = versions.get(max(versions, default=0))
+    if newest is None or newest.current or newest.rejected or newest.previous is None:
+        return None
+    before = versions.get(newest.previous)
+    return newest if before is not None and before.current else None
 
 
 def _current_number(folder: Path) -> int | None:

@@ -16,7 +16,8 @@ from ufr_edge.errors import BundleError, InputFileError, OutputError
 from ufr_edge.runtime.bundle import open_bundle_engine, read_bundle
 from ufr_edge.runtime.bundle_archive import pack_bundle
 from ufr_edge.runtime.lock import file_lock
-from ufr_edge.runtime.versions import current_version, history, install_version, rollback
+from ufr_edge.runtime.version_link import link_version
+from ufr_edge.runtime.versions import current_version, history, install_once, install_version, rollback
 
 
 @pytest.fixture
@@ -194,7 +195,7 @@ def run_script(code: str, *arguments: Path) -> str:
         "import os, sys\nfrom pathlib import Path\n"
         "from ufr_edge.runtime.bundle import read_bundle\n"
         "from ufr_edge.runtime.bundle_info import bundle_problems\n"
-        "from ufr_edge.runtime.versions import history, install_version, rollback\n"
+        "from ufr_edge.runtime.versions import history, install_once, install_version, rollback\n"
         "paths = [Path(a) for a in sys.argv[1:]]\n"
     )
     command = [sys.executable, "-c", head + code, *map(str, arguments)]
@@ -223,10 +224,39 @@ assert [os.waitpid(pid, 0)[1] for pid in children] == [0] * len(children)
         read_bundle(version.path).check()
 
 
+def test_once_is_once_also_where_it_was_left_since(site: Path, bundles: list[Path]) -> None:
+    install_version(site, bundles[0])
+    two = install_once(site, bundles[1])
+    assert (current_version(site).path, install_once(site, bundles[1])) == (two, two)
+    rollback(site, reason="no good")
+    assert install_once(site, bundles[1]) == two
+    assert current_version(site).name == "one"
+    install_version(site, bundles[2])
+    assert install_once(site, bundles[1]) == two
+    assert current_version(site).name == "three"
+
+
+def test_one_that_was_cut_short_before_its_link_becomes_current(site: Path, bundles: list[Path]) -> None:
+    install_version(site, bundles[0])
+    two = install_version(site, bundles[1])
+    link_version(site, 1)  # as if the power had gone between the record and the link
+    assert install_once(site, bundles[1]) == two
+    assert chain(site) == [(1, "one", None, False), (2, "two", 1, True)]
+    link_version(site, 1)
+    assert install_version(site, bundles[2]).stem == "0003"  # another one takes its place
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("action", ["install_version(site, paths[2], keep=2)", "rollback(site)"])
+@pytest.mark.parametrize(
+    ("action", "again"),
+    [
+        ("install_version(site, paths[2], keep=2)", "install_version"),
+        ("install_once(site, paths[2], keep=2)", "install_once"),
+        ("rollback(site)", "install_version"),
+    ],
+)
 def test_killed_at_any_point_the_old_or_the_new_is_current(
-    tmp_path: Path, bundles: list[Path], action: str
+    tmp_path: Path, bundles: list[Path], action: str, again: str
 ) -> None:
     """The child dies before its k-th call that touches the disk, for every k until it gets through."""
     code = f"""
@@ -257,8 +287,10 @@ while True:
     assert not bundle_problems(found), (k, bundle_problems(found))
     seen.add(found.manifest.name)
     assert sum(v.current for v in history(site)) == 1, k
-    install_version(site, paths[2])
+    {again}(site, paths[2])
     assert read_bundle(site).manifest.name == "two", k
+    install_version(site, paths[2])  # changes nothing, but clears away
+    assert sum(v.name == "two" for v in history(site)) == 1, k
     names = [p.name for p in (site / "versions").iterdir()]
     assert not [n for n in names if n.startswith(".") or not (site / "versions" / n).with_suffix(".json").is_file()], names
     if code == 0:

@@ -45,7 +45,7 @@ from ufr_edge.runtime.faces_archive import unpack_faces
 from ufr_edge.runtime.lock import file_lock
 from ufr_edge.runtime.manifest import MANIFEST
 from ufr_edge.runtime.pipeline import infer_all
-from ufr_edge.runtime.versions import history, install_version
+from ufr_edge.runtime.versions import install_once
 
 Images = NDArray[np.uint8]
 Tell = Callable[[str], None]
@@ -374,12 +374,8 @@ def _judge(job: _Job, split: Path, detector: Detects | None, embed: Embeds | Non
 def _install(job: _Job, keep: int | None) -> Path:
     """Make it the current version, unless an earlier call did: it may have been left again since."""
     assert job.site is not None
-    digest = sha256_file(job.bundle / MANIFEST)
-    for version in history(job.site):
-        if version.manifest_sha256 == digest:
-            return version.path
     job.tell(f"installing into {job.site}")
-    return install_version(job.site, job.bundle, keep=keep)
+    return install_once(job.site, job.bundle, keep=keep)
 
 
 def _read_report(path: Path) -> GateReport:
