@@ -26,8 +26,8 @@ from ufr_edge.export.gated_build import GatedEngine, GateRun, Retreat, build_gat
 from ufr_edge.export.lock import build_lock
 from ufr_edge.export.onnx_export import restore_frames
 from ufr_edge.export.qat import QatConfig, QatResult, finetune_quantized
-from ufr_edge.export.requests import EngineRequest
-from ufr_edge.export.sources import BASE, TUNED, OnnxSources
+from ufr_edge.export.requests import BASE, TUNED, EngineRequest
+from ufr_edge.export.sources import OnnxSources
 from ufr_edge.export.stored_weights import write_weights
 from ufr_edge.export.tensorrt_export import module_name
 from ufr_edge.files import atomic_folder, check_free, check_replaceable, sha256_file

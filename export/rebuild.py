@@ -23,6 +23,7 @@ from ufr_edge.errors import (
 )
 from ufr_edge.export.lock import build_lock
 from ufr_edge.export.openvino_export import export_openvino
+from ufr_edge.export.rebuild_add import Addition, plan_addition, prepare_addition
 from ufr_edge.export.rebuild_evidence import gate_faces, kept_layers, kept_nodes, update_record
 from ufr_edge.export.tensorrt_export import TensorRtConfig, export_tensorrt
 from ufr_edge.files import atomic_folder, check_free, check_replaceable, sha256_file
@@ -80,12 +81,14 @@ class _Job:
     gate: GateSet
     limits: GateConfig | None
     calibration: CalibrationSet | None
+    additions: tuple[Addition, ...] = ()
 
 
 def rebuild_bundle(
     path: Path,
     *,
     engines: Sequence[str] | None = None,
+    add: Sequence[str] = (),
     out: Path | None = None,
     overwrite: bool = False,
     calibration: Path | None = None,
@@ -95,8 +98,8 @@ def rebuild_bundle(
 ) -> RebuildReport:
     """Build engines of the bundle folder `path` again and put the new bundle in its place, whole or not at all.
 
-    engines: names, None = every one that does not fit this machine and would after a build. out: write the new
-    bundle there and leave the old alone. calibration: folder of the camera's faces, needed for OpenVINO int8 (the
+    engines: names, None = every one that does not fit this machine and would after a build. add: engines that the
+    bundle lacks, such as tensorrt-rtx-fp16. out: write the new bundle there and leave the old alone. calibration: folder of the camera's faces, needed for OpenVINO int8 (the
     other int8 engines carry their ranges in their ONNX). faces: folder of aligned faces to measure on, None = those
     the bundle carries, else held-out calibration faces, else a test pattern. max_drop: dB against the bundle's fp32
     ONNX beyond which an engine is refused, None = never. advance(1, name) after each engine. Waits when another
@@ -112,14 +115,17 @@ def rebuild_bundle(
         bundle = _checked_bundle(path, target, overwrite or out is None)
         names, left = _misfits(bundle.manifest) if engines is None else (tuple(engines), ())
         entries = [_buildable(bundle, name) for name in dict.fromkeys(names)]
-        if not entries:
+        additions = _additions(bundle, add)
+        if not entries and not additions:
             return RebuildReport(path=path, engines=(), left=left)
-        data = _calibration(entries, calibration, bundle.manifest.restorer.side)
+        data = _calibration(entries, additions, calibration, bundle.manifest.restorer.side)
         limits = None if max_drop is None else GateConfig(max_drop_db=max_drop)
         with open_engine_file(bundle.file(bundle.manifest.onnx)) as base:
             gate = gate_faces(bundle, lambda f: run_batches(base, f), faces=faces, calibration=data)
         with atomic_folder(target, overwrite=True) as folder:
-            job = _Job(bundle=bundle, out=folder, gate=gate, limits=limits, calibration=data)
+            job = _Job(
+                bundle=bundle, out=folder, gate=gate, limits=limits, calibration=data, additions=additions
+            )
             built = _build_all(job, entries, say)
             # Read back what was written before it takes the old one's place.
             read_bundle(folder).check()
@@ -179,21 +185,29 @@ def _buildable(bundle: Bundle, name: str) -> EngineEntry:
     if gone:
         msg = f"Engine {name} is for a machine with {', '.join(gone)}, which this one lacks. Build it on the device."
         raise EngineMisfitError(msg)
-    _source(bundle, entry)
+    _source(bundle.manifest, entry)
     return entry
 
 
-def _source(bundle: Bundle, entry: EngineEntry) -> str:
+def _additions(bundle: Bundle, names: Sequence[str]) -> tuple[Addition, ...]:
+    here, backends = device_fingerprint(), installed_backends()
+    return tuple(plan_addition(bundle, name, here=here, backends=backends) for name in dict.fromkeys(names))
+
+
+def _source(manifest: Manifest, entry: EngineEntry) -> str:
     """The name of the ONNX that an engine was built from."""
-    for name in (*entry.files, bundle.manifest.onnx, *bundle.manifest.files):
-        if name.endswith(".onnx") and bundle.manifest.files[name] == entry.onnx_sha256:
+    for name in (*entry.files, manifest.onnx, *manifest.files):
+        if name.endswith(".onnx") and manifest.files.get(name) == entry.onnx_sha256:
             return name
     msg = f"The ONNX that engine {entry.name} was built from is not in the bundle. Export it again."
     raise BundleError(msg)
 
 
-def _calibration(entries: Sequence[EngineEntry], folder: Path | None, side: int) -> CalibrationSet | None:
+def _calibration(
+    entries: Sequence[EngineEntry], additions: Sequence[Addition], folder: Path | None, side: int
+) -> CalibrationSet | None:
     needy = [e.name for e in entries if e.format == "openvino" and e.precision == "int8"]
+    needy += [item.request.name for item in additions if item.needs_calibration]
     if not needy:
         return None
     if folder is None:
@@ -209,32 +223,56 @@ def _build_all(job: _Job, entries: Sequence[EngineEntry], advance: Advance) -> t
     old = job.bundle.manifest
     stale = {name for entry in entries for name in entry.files if not name.endswith(".onnx")}
     copy_files(job.bundle, job.out, [name for name in old.files if name not in stale])
-    manifest, built = old, []
+    manifest, labels, built = old, dict[str, tuple[str, ...]](), []
+    for addition in job.additions:
+        manifest, entry, labels[addition.request.name] = _prepare(job, manifest, addition)
+        entries = (*entries, entry)
     for entry in entries:
         manifest, done = _build_one(job, manifest, entry)
         built.append(done)
         advance(1, entry.name)
     created = datetime.now(timezone.utc).isoformat(timespec="seconds")
     lineage = {**old.lineage, "rebuilt_from": sha256_file(job.bundle.path / MANIFEST)}
-    files = update_record(job.out, manifest.files, {item.name: _as_record(job, item) for item in built})
+    files = update_record(
+        job.out, manifest.files, {item.name: _as_record(job, manifest, item, labels) for item in built}
+    )
     write_manifest(job.out, replace(manifest, created=created, lineage=lineage, files=files))
     return tuple(built)
 
 
-def _as_record(job: _Job, item: RebuiltEngine) -> dict[str, Any]:
-    """The engine's part of gate.json."""
-    entry = job.bundle.manifest.engine(item.name)
+def _prepare(
+    job: _Job, manifest: Manifest, addition: Addition
+) -> tuple[Manifest, EngineEntry, tuple[str, ...]]:
+    """Put the ONNX of an engine to be added into the manifest; return it, the engine's entry, and what stays fp32."""
+    entry, words = prepare_addition(
+        addition,
+        job.bundle,
+        job.out,
+        frames=job.gate.faces,
+        calibration=job.calibration,
+        here=device_fingerprint(),
+    )
+    files = {**manifest.files, addition.source: entry.onnx_sha256}
+    return replace(manifest, files=files), entry, words
+
+
+def _as_record(
+    job: _Job, manifest: Manifest, item: RebuiltEngine, labels: Mapping[str, tuple[str, ...]]
+) -> dict[str, Any]:
+    """The engine's part of gate.json. labels: of the engines added."""
+    entry = manifest.engine(item.name)
+    kept = labels[item.name] if item.name in labels else kept_layers(job.bundle, item.name)
     return {
         "drop": None if item.drop is None else item.drop.to_json(),
         "faces": job.gate.origin,
         "measured_on": entry.files[0] if item.drop is not None else "",
-        "kept_layers": list(kept_layers(job.bundle, item.name)),
+        "kept_layers": list(kept),
         "rebuilt": True,
     }
 
 
 def _build_one(job: _Job, manifest: Manifest, entry: EngineEntry) -> tuple[Manifest, RebuiltEngine]:
-    files = _write_engine(job, entry)
+    files = _write_engine(job, manifest, entry)
     digests = {key: value for key, value in manifest.files.items() if key not in entry.files}
     digests |= {name: sha256_file(job.out / name) for name in files}
     fresh = replace(
@@ -252,9 +290,9 @@ def _build_one(job: _Job, manifest: Manifest, entry: EngineEntry) -> tuple[Manif
     return replace(manifest, engines=tuple(others.values())), done
 
 
-def _write_engine(job: _Job, entry: EngineEntry) -> tuple[str, ...]:
+def _write_engine(job: _Job, manifest: Manifest, entry: EngineEntry) -> tuple[str, ...]:
     """Build into the files that the engine had before; return their names, the one to open first."""
-    source = _source(job.bundle, entry)
+    source = _source(manifest, entry)
     target = job.out / entry.files[0]
     target.parent.mkdir(parents=True, exist_ok=True)
     if entry.format == "openvino":
@@ -280,7 +318,7 @@ def _calibration_info(job: _Job, entry: EngineEntry) -> CalibrationInfo | None:
     if job.calibration is None or entry.format != "openvino" or entry.precision != "int8":
         return entry.calibration
     data, method = job.calibration, _nncf_config(job, entry).method
-    if _source(job.bundle, entry) != job.bundle.manifest.onnx and entry.calibration is not None:
+    if _source(job.bundle.manifest, entry) != job.bundle.manifest.onnx and entry.calibration is not None:
         # Fine-tuned for int8 at export: how, its record says first.
         method = f"{entry.calibration.method.split(';')[0]}; {method}"
     return CalibrationInfo(set_id=data.set_id, count=len(data.frames), method=method)

@@ -20,6 +20,8 @@ FINGERPRINT: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"tensorrt": ("os", "machine", "gpu", "gpu_compute"), "tensorrt-rtx": ("os", "machine")}
 )
 """What must be equal on the machine that runs an engine, by format; nothing for files that fit everywhere."""
+BASE, TUNED = "model.onnx", "model-tuned.onnx"
+"""The fp32 graphs of a bundle: the restorer's, and that of weights fine-tuned for int8."""
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 
@@ -55,3 +57,21 @@ def plan_requests(formats: Sequence[str], precisions: Sequence[str]) -> tuple[En
     """Every format at every precision, in the order given, each once. Raises ConfigError as EngineRequest does."""
     pairs = dict.fromkeys((f, p) for f in formats for p in precisions)
     return tuple(EngineRequest(format=f, precision=p) for f, p in pairs)
+
+
+def parse_request(name: str) -> EngineRequest:
+    """Read the name of an engine, such as `tensorrt-rtx-fp16`. Raises ConfigError as EngineRequest does."""
+    format, _, precision = name.rpartition("-")
+    return EngineRequest(format=format, precision=precision)
+
+
+def source_name(format: str, precision: str, *, mixed: bool = False, tuned: bool = False) -> str:
+    """The file name of the ONNX that an engine is built from. mixed: int8 with layers in float, one per format.
+    tuned: int8 engines have weights of their own."""
+    if format == "openvino" or precision == "fp32":
+        return TUNED if tuned and precision == "int8" else BASE
+    if precision == "fp16":
+        return "model-fp16.onnx"
+    if mixed:
+        return f"model-int8-{format}-mixed.onnx"
+    return "model-int8.onnx" if format == "onnx" else "model-int8-tensorrt.onnx"

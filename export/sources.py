@@ -17,12 +17,9 @@ from ufr_edge.calibration.ptq_openvino import NncfConfig
 from ufr_edge.errors import CalibrationError
 from ufr_edge.export.half import KeptLayers, find_kept, write_half
 from ufr_edge.export.onnx_export import check_border, export_onnx
+from ufr_edge.export.requests import BASE, TUNED, source_name
 from ufr_edge.files import atomic_file
 from ufr_edge.restorers.loading import AnyModel
-
-BASE = "model.onnx"
-TUNED = "model-tuned.onnx"
-"""fp32 too, of weights fine-tuned for int8; int8 engines are then built from it."""
 
 
 class OnnxSources:
@@ -125,15 +122,3 @@ class OnnxSources:
             return plain
         labels = ", ".join(self.layers(format).label(name) for name in kept)
         return f"{plain}; in higher precision{by}: {labels}"
-
-
-def source_name(format: str, precision: str, *, mixed: bool = False, tuned: bool = False) -> str:
-    """The file name of the ONNX that an engine is built from. mixed: int8 with layers in float, one per format.
-    tuned: int8 engines have weights of their own."""
-    if format == "openvino" or precision == "fp32":
-        return TUNED if tuned and precision == "int8" else BASE
-    if precision == "fp16":
-        return "model-fp16.onnx"
-    if mixed:
-        return f"model-int8-{format}-mixed.onnx"
-    return "model-int8.onnx" if format == "onnx" else "model-int8-tensorrt.onnx"

@@ -21,9 +21,12 @@ from tiny_bundle import write_tiny_bundle
 
 from ufr_edge.cli import main
 from ufr_edge.errors import BundleError, ConfigError, InputFileError, OutputError
-from ufr_edge.runtime.bundle import read_bundle
+from ufr_edge.files import sha256_file
+from ufr_edge.runtime.bundle import read_bundle, write_manifest
 from ufr_edge.runtime.bundle_archive import pack_bundle
 from ufr_edge.runtime.faces_archive import pack_faces, unpack_faces
+from ufr_edge.runtime.fingerprint import Fingerprint, Value
+from ufr_edge.runtime.fingerprint_files import write_fingerprint
 from ufr_edge.runtime.images import write_image
 from ufr_edge.runtime.live.events import EventLog
 from ufr_edge.runtime.live.onsite import (
@@ -473,6 +476,57 @@ def test_watch_says_what_it_needs(tmp_path: Path, args: Sequence[str], code: int
     install_version(tmp_path / "door", write_tiny_bundle(tmp_path / "one.ufr", name="one"))
     found, text = run("watch", "synthetic://", "null://", "--bundle", str(tmp_path / "door"), *args)
     assert (found, words in text) == (code, True), text
+
+
+FAR = Fingerprint(values={"blur": Value(mean=50.0, spread=0.1, looks=99)}, faces=99, side=256)
+
+
+@pytest.mark.parametrize(
+    ("found", "args", "code", "words"),
+    [
+        (None, ["--readapt", "auto"], 1, "does not say what camera it was adapted to"),
+        (None, [], 1, "which --readapt ask waits for"),
+        (FAR, ["--readapt", "auto"], 1, "has the fingerprint of 256 px faces and restores those of 32 px"),
+        (FAR, ["--no-drift"], 2, "--no-drift leaves nothing for --readapt ask"),
+    ],
+)
+def test_watch_refuses_what_would_silently_do_nothing(
+    tmp_path: Path, found: Fingerprint | None, args: Sequence[str], code: int, words: str
+) -> None:
+    bundle = write_tiny_bundle(tmp_path / "one.ufr", name="one")
+    if found is not None:
+        name, manifest = write_fingerprint(bundle, found), read_bundle(bundle).manifest
+        files = {**manifest.files, name: sha256_file(bundle / name)}
+        write_manifest(bundle, replace(manifest, files=files))
+    install_version(tmp_path / "door", bundle)
+    place = ["--bundle", str(tmp_path / "door"), "--record", str(tmp_path / "faces"), "--no-progress"]
+    status, text = run("watch", "synthetic://", "null://", *place, *args)
+    assert status == code, text
+    assert words in " ".join(text.split())
+    assert not (tmp_path / "faces").exists()
+
+
+def test_watch_hands_its_settings_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_version(tmp_path / "door", write_tiny_bundle(tmp_path / "one.ufr", name="one"))
+    given: list[str] = []
+    seen: dict[str, object] = {}
+
+    def started(_folder: Path, _faces: Path, *options: str) -> object:
+        given.extend(options)
+        return None
+
+    def played(_source: str, _sink: str, options: dict[str, object], **others: object) -> None:
+        seen.update(options)
+        with others["beside"](EventLog()):  # type: ignore[operator]
+            assert others["needs_drift"] == "--readapt auto"
+
+    monkeypatch.setattr("ufr_edge.cli.watch.start_readapt", started)
+    monkeypatch.setattr("ufr_edge.cli.watch.play", played)
+    args = ["--bundle", str(tmp_path / "door"), "--record", str(tmp_path / "faces"), "--readapt", "auto"]
+    args += ["--keep", "3", "--max-mb", "20", "--max-faces", "77", "--min-free", "9"]
+    assert run("watch", "synthetic://", "null://", *args)[0] == 0
+    assert given[given.index("--keep") + 1] == "3"
+    assert (seen["max_mb"], seen["max_faces"], seen["min_free_mb"]) == (20.0, 77, 9.0)
 
 
 def test_watch_wants_a_folder_of_versions(tmp_path: Path) -> None:

@@ -78,6 +78,12 @@ def schema() -> None:
     "--engine", "engines", multiple=True, metavar="NAME", help="Build this engine; may be repeated."
 )
 @click.option(
+    "--add",
+    multiple=True,
+    metavar="FORMAT-PRECISION",
+    help="Add this engine, which the bundle lacks, such as tensorrt-rtx-fp16; may be repeated.",
+)
+@click.option(
     "--all-misfits", is_flag=True, help="Build every engine that does not fit this machine but could."
 )
 @click.option("-o", "--output", type=PATH, help="Write the new bundle there. [default: in place of the old]")
@@ -100,6 +106,7 @@ def schema() -> None:
 def rebuild(
     bundle: Path,
     engines: tuple[str, ...],
+    add: tuple[str, ...],
     all_misfits: bool,
     output: Path | None,
     calibration: Path | None,
@@ -109,16 +116,18 @@ def rebuild(
     as_json: bool,
     no_progress: bool,
 ) -> None:
-    """Build engines again for this machine, from the ONNX in the bundle. The old bundle stays until all is done."""
+    """Build engines again for this machine, or add some, from the ONNX in the bundle. The old bundle stays until all
+    is done."""
     from ufr_edge.export.rebuild import rebuild_bundle
 
-    if bool(engines) == all_misfits:
-        msg = "Give either --engine NAME or --all-misfits."
+    if (engines and all_misfits) or not (engines or add or all_misfits):
+        msg = "Give --engine NAME or --all-misfits, or --add FORMAT-PRECISION for an engine that the bundle lacks."
         raise click.UsageError(msg)
     with progress_bar("Building", None, show=not (no_progress or as_json)) as advance:
         report = rebuild_bundle(
             bundle,
-            engines=engines or None,
+            engines=None if all_misfits else engines,
+            add=add,
             out=output,
             overwrite=overwrite,
             calibration=calibration,

@@ -48,6 +48,7 @@ _OPTIONS = stack(
     click.option("--per-track", type=click.IntRange(1), help="Most faces of one person passing. [default: 60 for cameras, 300 for files]"),
     click.option("--max-faces", type=click.IntRange(1), default=2000, show_default=True, help="Of the folder; redundant and old ones make room."),
     click.option("--max-mb", type=click.FloatRange(0, min_open=True), default=500.0, show_default=True, help="Of the folder."),
+    click.option("--min-free", "min_free_mb", type=click.FloatRange(0), default=500.0, show_default=True, metavar="MB", help="Stop when the disk has less."),
     click.option("--keep-days", type=click.FloatRange(0, min_open=True), default=30.0, show_default=True, help="Age at which faces are removed."),
     click.option("--camera", default="", help="Name of the camera, for the index."),
     click.option("--detect-side", type=click.IntRange(128, 2048), default=416, show_default=True, help="More finds smaller faces."),
@@ -118,7 +119,7 @@ def _collect(
 
 
 def _recorder(given: dict[str, Any], *, live: bool) -> RecorderConfig:
-    names = ("min_score", "min_pixels", "max_faces", "max_mb", "keep_days", "camera")
+    names = ("min_score", "min_pixels", "max_faces", "max_mb", "min_free_mb", "keep_days", "camera")
     pace = {name: given[name] for name in _FILE if given[name] is not None}
     # A file is short and often of one person: more of it is taken.
     usual = {} if live else _FILE

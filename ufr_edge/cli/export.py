@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 
 PERCENTILE = 99.99
+NAMED = 12
 
 
 def _read_drop(_: click.Context, __: click.Parameter, value: str) -> float | None:
@@ -228,6 +229,9 @@ def _print_report(report: ExportReport) -> None:
         if built.measured.drop is not None:
             click.echo(f"{name}: {built.measured.drop.describe()}")
         if built.labels:
-            click.echo(f"{name}: in higher precision, worst first: {', '.join(built.labels)}")
+            more = (
+                f" and {len(built.labels) - NAMED} more (see gate.json)" if len(built.labels) > NAMED else ""
+            )
+            click.echo(f"{name}: in higher precision, worst first: {', '.join(built.labels[:NAMED])}{more}")
     for note in report.notes:
         click.echo(f"note: {note}")

@@ -24,6 +24,7 @@ from ufr_edge.files import write_json
 from ufr_edge.runtime.bundle import read_bundle
 from ufr_edge.runtime.faces.detect import DetectorConfig
 from ufr_edge.runtime.faces.track import TrackConfig
+from ufr_edge.runtime.fingerprint import Fingerprint
 from ufr_edge.runtime.fingerprint_files import bundle_fingerprint
 from ufr_edge.runtime.live.events import EventLog
 from ufr_edge.runtime.live.installed import EngineWish, open_live_engines
@@ -63,6 +64,9 @@ STREAM_OPTIONS = stack(
     click.option("--token", envvar="UFR_TOKEN", metavar="TEXT", help="Of the live page (better in UFR_TOKEN). [default: made anew, if others can reach the page]"),
     click.option("--record", type=FOLDER, metavar="DIR|FILE", help="A folder: collect faces in it, to adapt to. A video file: also write the stream there."),
     click.option("--keep-days", type=click.FloatRange(0, min_open=True), default=30.0, show_default=True, help="Age at which recorded faces are removed."),
+    click.option("--max-faces", type=click.IntRange(1), default=2000, show_default=True, help="Recorded; redundant and old ones make room."),
+    click.option("--max-mb", type=click.FloatRange(0, min_open=True), default=500.0, show_default=True, help="Of the folder of recorded faces."),
+    click.option("--min-free", "min_free_mb", type=click.FloatRange(0), default=500.0, show_default=True, metavar="MB", help="Recording pauses while the disk has less."),
     click.option("--camera", default="", help="Name of the camera, for the recorded faces."),
     click.option("--on-drift", metavar="CMD", help="Run this (no shell) each time the faces are no longer those adapted to."),
     click.option("--exit-on-drift", is_flag=True, help="End the stream then, with exit code 3."),
@@ -96,9 +100,14 @@ def command(source: str, sink: str, **given: Any) -> None:
     play(source, sink, given)
 
 
-def play(source: str, sink: str, given: dict[str, Any], *, beside: Beside | None = None) -> None:
-    """Run the stream of `stream` and `watch`. beside: what goes on next to it, called four times a second."""
-    config, events = replace(_config(given), observer=_observer(given)), EventLog()
+def play(
+    source: str, sink: str, given: dict[str, Any], *, beside: Beside | None = None, needs_drift: str = ""
+) -> None:
+    """Run the stream of `stream` and `watch`. beside: what goes on next to it, called four times a second.
+
+    needs_drift: the option that is of no use unless drift can be seen; ConfigError when it cannot.
+    """
+    config, events = replace(_config(given), observer=_observer(given, needs_drift)), EventLog()
     ended, error = "failed", None
     wish = EngineWish(
         engine=given["engine_name"],
@@ -189,25 +198,40 @@ def _config(given: dict[str, Any]) -> LiveConfig:
     )
 
 
-def _observer(given: dict[str, Any]) -> ObserverConfig:
+def _observer(given: dict[str, Any], needs_drift: str) -> ObserverConfig:
     hook = tuple(shlex.split(given["on_drift"] or ""))
-    if given["no_drift"] and (hook or given["exit_on_drift"]):
-        msg = "--no-drift leaves nothing for --on-drift and --exit-on-drift."
-        raise click.UsageError(msg)
-    reference = None if given["no_drift"] else bundle_fingerprint(read_bundle(given["bundle"]))
-    if reference is None and (hook or given["exit_on_drift"]):
-        msg = (
-            f"{given['bundle']} does not say what camera it was adapted to, so drift cannot be seen. "
-            "Export it again with --calibration FACES of the camera."
-        )
-        raise ConfigError(msg)
+    named = {needs_drift: needs_drift, "--on-drift": hook, "--exit-on-drift": given["exit_on_drift"]}
+    recorder = ("keep_days", "max_faces", "max_mb", "min_free_mb", "camera")
     return ObserverConfig(
         record=None if _is_video(given["record"]) else given["record"],
-        recorder=RecorderConfig(keep_days=given["keep_days"], camera=given["camera"]),
-        reference=reference,
+        recorder=RecorderConfig(**{name: given[name] for name in recorder}),
+        reference=_reference(given, [name for name, value in named.items() if value]),
         hook=hook,
         exit_on_drift=given["exit_on_drift"],
     )
+
+
+def _reference(given: dict[str, Any], needed_by: list[str]) -> Fingerprint | None:
+    """The fingerprint to compare with. Raises ConfigError when an option needs one and there is none that fits."""
+    if given["no_drift"]:
+        if needed_by:
+            msg = f"--no-drift leaves nothing for {' and '.join(needed_by)}."
+            raise click.UsageError(msg)
+        return None
+    bundle = read_bundle(given["bundle"])
+    reference, side = bundle_fingerprint(bundle), bundle.manifest.restorer.side
+    if needed_by and (reference is None or reference.side != side):
+        why = (
+            "does not say what camera it was adapted to"
+            if reference is None
+            else f"has the fingerprint of {reference.side} px faces and restores those of {side} px"
+        )
+        msg = (
+            f"{given['bundle']} {why}, so drift cannot be seen, which {' and '.join(needed_by)} waits for. "
+            "Export it again with --calibration FACES of the camera."
+        )
+        raise ConfigError(msg)
+    return reference
 
 
 def _is_video(path: Path | None) -> bool:

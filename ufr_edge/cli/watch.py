@@ -22,10 +22,11 @@ _OPTIONS = stack(
         type=click.Choice(["auto", "ask", "off"]),
         default="ask",
         show_default=True,
-        help="When drift is raised: adapt by itself; once the file BUNDLE/readapt.yes is made; never.",
+        help="When drift is raised: adapt by itself; ask, and wait for the file BUNDLE/readapt.yes; never.",
     ),
     click.option("--least-faces", type=click.IntRange(24), default=64, show_default=True, help="Faces recorded since drift was raised."),
-    click.option("--rest-minutes", type=click.FloatRange(0), default=30.0, show_default=True, help="After one re-adaptation before the next."),
+    click.option("--rest-minutes", type=click.FloatRange(0), default=30.0, show_default=True, help="After one re-adaptation before the next; twice as long after each that was refused, up to a day."),
+    click.option("--keep", type=click.IntRange(2), default=5, show_default=True, help="Installed versions to keep; older ones are removed."),
     click.option("--readapt-steps", type=click.IntRange(1), default=150, show_default=True, help="Optimiser steps of a re-adaptation."),
     click.option("--real", type=FOLDER, help="Clean faces to keep the old skill by.  [default: the shipped ones]"),
 )  # fmt: skip
@@ -42,6 +43,7 @@ def command(
     readapt: str,
     least_faces: int,
     rest_minutes: float,
+    keep: int,
     readapt_steps: int,
     real: Path | None,
     **given: Any,
@@ -49,7 +51,8 @@ def command(
     """As `stream`, with the loop around it: record, notice drift, adapt again, try in shadow, swap.
 
     --bundle names a folder of installed versions, --record the folder for the faces of the camera (see docs/onsite.md
-    on privacy). A re-adaptation runs as a process of low priority, and goes on after a power cut.
+    on privacy). A re-adaptation runs as a process of low priority, and goes on after a power cut. The bundle must carry
+    the fingerprint of its camera (export --calibration): without it drift cannot be seen, and only --readapt off is left.
     """
     folder, faces = given["bundle"], given["record"]
     if linked_number(folder) is None:
@@ -59,7 +62,7 @@ def command(
         msg = "Re-adaptation needs recorded faces: give --record FOLDER, or --readapt off."
         raise click.UsageError(msg)
     config = OnsiteConfig(mode=cast(Mode, readapt), least_faces=least_faces, rest_s=rest_minutes * 60)
-    options = ["--steps", str(readapt_steps), "--least-faces", str(least_faces)]
+    options = ["--steps", str(readapt_steps), "--least-faces", str(least_faces), "--keep", str(keep)]
     options += ["--camera", given["camera"]] if given["camera"] else []
     options += [] if real is None else ["--real", str(real)]
 
@@ -69,4 +72,4 @@ def command(
         with open_onsite(folder, config, start, events=events) as loop:
             yield loop.tick
 
-    play(source, sink, given, beside=beside)
+    play(source, sink, given, beside=beside, needs_drift="" if readapt == "off" else f"--readapt {readapt}")

@@ -16,6 +16,7 @@ from ufr_edge.errors import InputFileError, ModelFileError
 from ufr_edge.files import atomic_file
 from ufr_edge.restorers.edge import EDGE_FAMILY, EdgeUNet, build_restorer
 from ufr_edge.weights import WEIGHTS_DIR
+from ufr_edge.weights import find_weights as find_card
 
 WEIGHTS_NAME = "weights.safetensors"
 Storage: TypeAlias = Literal["fp32", "fp16", "int8"]
@@ -114,7 +115,8 @@ def find_weights(source: str | Path) -> Path:
 def load_restorer(source: str | Path) -> LoadedRestorer:
     """Load a restorer, strictly, as float32 whatever its storage.
 
-    `source`: a shipped name ("edge-m-256"), a run folder, or a .safetensors file.
+    `source`: a shipped name ("edge-m-256"), a run folder, or a .safetensors file. `meta` is the file's header, with
+    the licences of the card of a shipped one.
     Raises InputFileError when there is no such file, ModelFileError when it is damaged or another network.
     """
     path = find_weights(source)
@@ -135,4 +137,13 @@ def load_restorer(source: str | Path) -> LoadedRestorer:
     except RuntimeError as exc:
         msg = f"{path} says it is {arch} but its tensors do not fit: {str(exc).splitlines()[-1].strip()}"
         raise ModelFileError(msg) from exc
-    return LoadedRestorer(model=model.eval(), arch=arch, side=int(header.get("side", 256)), meta=header, path=path)
+    meta = {**_card_licences(path), **header}
+    return LoadedRestorer(model=model.eval(), arch=arch, side=int(header.get("side", 256)), meta=meta, path=path)
+
+
+def _card_licences(path: Path) -> dict[str, str]:
+    """The licences that the card of a shipped restorer states; none for other files. Raises ModelFileError."""
+    if path.parent.parent != WEIGHTS_DIR or not (path.parent / "card.json").is_file():
+        return {}
+    card = find_card(path.parent.name).card
+    return {key: str(card[key]) for key in ("code_licence", "weights_licence") if key in card}

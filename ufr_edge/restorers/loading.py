@@ -15,7 +15,7 @@ from ufr_edge.files import atomic_file
 from ufr_edge.restorers.checkpoints import guess_architecture, read_header, read_state_dict, refuse
 from ufr_edge.restorers.edge import EDGE_FAMILY, EdgeUNet
 from ufr_edge.restorers.files import WEIGHTS_NAME, LoadedRestorer, find_weights, load_restorer, save_restorer
-from ufr_edge.restorers.registry import KNOWN_MODELS, find_known, require_licence
+from ufr_edge.restorers.registry import KNOWN_MODELS, find_known, recognise, require_licence
 from ufr_edge.restorers.spandrel_loader import ARCHITECTURES, EXPECTED, SpandrelRestorer, build_from_state
 
 AnyModel: TypeAlias = EdgeUNet | SpandrelRestorer
@@ -117,11 +117,11 @@ def save_any_restorer(
 
 
 def _licences(arch: str, source: str | Path, header: Mapping[str, str], *, accept: bool) -> dict[str, str]:
-    """The licences in words, having asked for what must be accepted: known models by name, CodeFormer always.
+    """The licences in words, having asked for what must be accepted: known models by name or file, CodeFormer always.
 
     Fine-tuned weights carry that of the weights they came from in their header.
     """
-    known = KNOWN_MODELS.get(str(source))
+    known = KNOWN_MODELS.get(str(source)) or recognise(Path(source))
     if known is None and arch == "codeformer":
         known = KNOWN_MODELS["codeformer"]
     if known is not None:

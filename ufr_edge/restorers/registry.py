@@ -14,7 +14,7 @@ from typing import Literal
 
 from ufr_edge.downloads import RemoteFile, cache_folder, fetch, misfit
 from ufr_edge.errors import ConfigError, InputFileError, ModelFileError
-from ufr_edge.files import read_json, write_json
+from ufr_edge.files import read_json, sha256_file, write_json
 
 _DIFFACE = "https://github.com/zsyOAOA/DifFace"
 _S_LAB = "S-Lab License 1.0 (non-commercial)"
@@ -227,6 +227,21 @@ def find_known(name: str, *, kind: Literal["restorer", "prior"]) -> Path | None:
         msg = f"{name} has not been fetched ({model.weights_licence}). Run: ufr-edge models fetch {name}{flag}"
         raise InputFileError(msg)
     return model.path
+
+
+def recognise(path: Path) -> KnownModel | None:
+    """Return the known model of one file that lies at `path`: fetched there, or of the same size and sha256."""
+    if not path.is_file():
+        return None
+    for model in KNOWN_MODELS.values():
+        file = model.files[0]
+        if len(model.files) > 1:
+            continue
+        if model.fetched and model.path.samefile(path):
+            return model
+        if file.sha256 is not None and file.size == path.stat().st_size and sha256_file(path) == file.sha256:
+            return model
+    return None
 
 
 def fetch_known(model: KnownModel, *, accept: bool = False, offline: bool = False, show: bool = True) -> Path:
