@@ -42,7 +42,7 @@ class RecorderConfig:
     per_track: most faces of one. novelty: how unlike all others of its track a face must be, in units of `look`;
     repeat_s: after so long without a new face, one like another is taken all the same: its noise is new.
     max_faces, max_mb: of the folder; the redundant and old go first. keep_days: age at which faces are removed, None:
-    never. min_free_mb: recording stops when the disk has less. camera: a name, for the index.
+    never. min_free_mb: nothing is recorded while the disk has less. camera: a name, for the index.
     """
 
     min_score: float = 0.6
@@ -205,7 +205,6 @@ class FaceRecorder:
         clock = time.monotonic()
         if self._looked is not None and clock - self._looked < _CHECK_S:
             return
-        self._looked = clock
         if self._config.keep_days is not None:
             before = dict(self._store.rows)
             self._removed += self._store.expire(self._config.keep_days * DAY_S, now=self._now())
@@ -218,6 +217,7 @@ class FaceRecorder:
                 "free. Free some space, or record elsewhere."
             )
             raise OutputError(msg)
+        self._looked = clock
 
 
 @contextmanager

@@ -133,6 +133,38 @@ def test_a_full_disk_ends_the_recording_and_not_the_stream(
     assert len(said) == 2 and "disk is full" in said[1]
 
 
+def test_recording_goes_on_once_the_disk_has_room_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, add = [], FaceStore.add
+
+    def full_at_first(self: FaceStore, *given: object, **named: object) -> object:
+        calls.append(1)
+        if len(calls) <= 2:
+            raise OSError(28, "No space left on device")
+        return add(self, *given, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(FaceStore, "add", full_at_first)
+    monkeypatch.setattr("ufr_edge.runtime.live.observer._AGAIN_S", 0.0)
+    config = ObserverConfig(record=tmp_path / "faces", recorder=ANYTHING, drift=SOON)
+    _, stats, events, _ = played(config)
+    assert stats.watch is not None and stats.watch.recording
+    assert len(read_rows(tmp_path / "faces")) == len(calls) - 2 > 0
+    said = [event.text for event in events.last() if event.kind == "record"]
+    assert ["has stopped" in said[1], said[2:]] == [True, ["recording goes on"]]
+
+
+def test_a_disk_that_is_full_at_the_end_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: FaceStore) -> None:
+        msg = "The disk is full while writing index.jsonl."
+        raise OutputError(msg)
+
+    monkeypatch.setattr(FaceStore, "sync", full)
+    ended, _, events, _ = played(ObserverConfig(record=tmp_path / "faces", recorder=ANYTHING), frames=1)
+    assert ended == "the source ended"
+    assert "the last faces may be lost" in events.last()[-1].text
+
+
 def test_a_full_disk_in_the_loop_on_site_does_not_end_the_stream(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import queue
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -29,6 +31,7 @@ _NICE = 10
 _IDLE_S = 1.0
 _JOIN_S = 5.0
 _LAST_KEPT = 1024
+_AGAIN_S = 60.0  # after the disk could not be written
 ENDED_BY_DRIFT = "drift"
 """How the reason begins for which a stream ends that was to end on drift."""
 
@@ -78,6 +81,7 @@ class FaceObserver:
         self._exit_on_drift = exit_on_drift
         self._stop: Callable[[str], None] = _stop_nothing
         self._recording = recorder is not None
+        self._again_at = math.inf
         self._queue: queue.Queue[_Seen | None] = queue.Queue(maxsize=_DEPTH)
         self._last: dict[int, float] = {}
         self._missed = 0
@@ -149,7 +153,8 @@ class FaceObserver:
                 try:
                     seen = self._queue.get(timeout=_IDLE_S)
                 except queue.Empty:
-                    self._write(lambda recorder: recorder.sync())
+                    if self._recording:
+                        self._write(lambda recorder: recorder.sync())
                     continue
                 if seen is None:
                     return
@@ -157,7 +162,7 @@ class FaceObserver:
                 self._watch = self._now()
         except Exception as exc:  # noqa: BLE001 - the border of a thread that must never end the stream
             self._events.add("failed", f"faces are no longer looked at: {exc!r}", level=logging.ERROR)
-            self._recording = False
+            self._recording, self._again_at = False, math.inf
         finally:
             self._watch = self._now()
 
@@ -188,14 +193,21 @@ class FaceObserver:
             self._stop(f"{ENDED_BY_DRIFT}: {state.describe()}")
 
     def _write(self, act: Callable[[FaceRecorder], object]) -> None:
-        """Recording ends where it cannot write; the stream goes on."""
-        if self._recorder is None or not self._recording:
+        """Where the recorder cannot write, recording pauses and is tried again every minute; the stream goes on."""
+        if self._recorder is None or not (self._recording or time.monotonic() >= self._again_at):
             return
         try:
             act(self._recorder)
         except OSError as exc:
+            self._again_at = time.monotonic() + _AGAIN_S
+            if self._recording:
+                text = f"recording has stopped, and is tried again every minute: {exc}"
+                self._events.add("record", text, level=logging.ERROR)
             self._recording = False
-            self._events.add("record", f"recording has stopped: {exc}", level=logging.ERROR)
+            return
+        if not self._recording:
+            self._recording = True
+            self._events.add("record", "recording goes on")
 
     def _now(self) -> FaceWatch:
         return FaceWatch(
@@ -221,7 +233,7 @@ def open_observer(
     with ExitStack() as stack:
         recorder = None
         if config.record is not None:
-            recorder = stack.enter_context(open_recorder(config.record, config.recorder))
+            recorder = stack.enter_context(_recording(config.record, config.recorder, events))
             events.add("record", f"faces are recorded into {config.record}")
         yield FaceObserver(
             events,
@@ -232,6 +244,20 @@ def open_observer(
             hook=config.hook,
             exit_on_drift=config.exit_on_drift,
         )
+
+
+@contextmanager
+def _recording(folder: Path, config: RecorderConfig, events: EventLog) -> Iterator[FaceRecorder]:
+    """An open recorder; a disk that is full when it is closed is told, and is no error of the stream."""
+    stack = ExitStack()
+    recorder = stack.enter_context(open_recorder(folder, config))
+    try:
+        yield recorder
+    finally:
+        try:
+            stack.close()
+        except OSError as exc:
+            events.add("record", f"the last faces may be lost: {exc}", level=logging.ERROR)
 
 
 def run_hook(command: Sequence[str], state: DriftState, events: EventLog) -> None:
