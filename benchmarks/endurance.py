@@ -203,9 +203,10 @@ def draw(parts: Sequence[Mapping[str, Any]], path: Path) -> None:
     for place, part in enumerate(parts):
         minutes = column(part, "seconds") / 60
         upper, lower = axes[:, place]
-        upper.plot(minutes, column(part, "rss_mib"), color="#4477aa", linewidth=1)
+        memory = column(part, "rss_mib")
+        upper.plot(minutes, memory, ".-", color="#4477aa", linewidth=1, markersize=2)
         upper.axvspan(0, warm_from(column(part, "seconds")) / 60, color="#dddddd")
-        upper.set_ylim(0)
+        upper.set_ylim(0, 1.2 * float(memory.max()))
         upper.set_title(f"{part['part']}: {part['stats']['frames_out']} frames", fontsize=9)
         upper.set_ylabel("MiB resident", fontsize=8)
         by_minute = part["minutes"]
@@ -213,12 +214,12 @@ def draw(parts: Sequence[Mapping[str, Any]], path: Path) -> None:
         if part["part"] == "real":
             for index, style in ((2, "-"), (3, "--"), (4, ":")):
                 name = {2: "p50", 3: "p95", 4: "p99"}[index]
-                lower.plot(where, [row[index] for row in by_minute], style, color="#aa3377", label=name)
+                lower.plot(where, [row[index] for row in by_minute], f".{style}", color="#aa3377", label=name)
             lower.legend(fontsize=8)
             lower.set_ylabel("ms, glass to glass", fontsize=8)
         else:
             whole = by_minute[:-1] or by_minute
-            lower.plot(where[: len(whole)], [row[1] / 60 for row in whole], color="#228833")
+            lower.plot(where[: len(whole)], [row[1] / 60 for row in whole], ".-", color="#228833")
             lower.set_ylabel("frames/s", fontsize=8)
         lower.set_ylim(0)
         lower.set_xlabel("minutes", fontsize=8)
