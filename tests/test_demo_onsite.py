@@ -404,6 +404,7 @@ def test_the_whole_story_in_small(tmp_path: Path) -> None:
         steps=2,
         least_faces=24,
         linger_s=2.0,
+        deadline_ms=60_000.0,  # a busy machine changes nothing
         swap=SwapConfig(shadow_s=2.0, shadow_faces=5, probation_s=4.0),
     )
     said: list[str] = []

@@ -77,7 +77,8 @@ _FRAMES_TO_MEASURE = 4  # of each of those unseen
 class OnsiteDemoConfig:
     """before, after: presets, the camera as it was and as it becomes. before_s: how long the first is played at least;
     most_minutes: when the stream ends in any case. shift_s: how long each two people stay. steps, least_faces: of the
-    re-adaptation. oracle: train one on the true pairs of the same faces, to know how far one could come.
+    re-adaptation. deadline_ms: of a frame, None: as always. oracle: train one on the true pairs of the same faces, to
+    know how far one could come.
     """
 
     restorer: str = "edge-m-256"
@@ -93,6 +94,7 @@ class OnsiteDemoConfig:
     steps: int = 150
     least_faces: int = 64
     linger_s: float = 10.0
+    deadline_ms: float | None = None
     swap: SwapConfig = field(default_factory=SwapConfig)
     engine: EngineRequest = field(default_factory=lambda: EngineRequest(format="onnx", precision="int8"))
     oracle: bool = True
@@ -220,6 +222,7 @@ def watch(reel: Reel, out: Path, config: OnsiteDemoConfig, *, tell: Tell) -> Tra
         readapt=("--steps", str(config.steps), "--least-faces", str(config.least_faces)),
         camera=CAMERA,
         linger_s=config.linger_s,
+        deadline_ms=config.deadline_ms,
         seconds=60 * config.most_minutes,
     )
     return watch_site(str(out / REEL / "*.mp4"), out / DOOR, out / FACES_SEEN, watched, tell=tell)

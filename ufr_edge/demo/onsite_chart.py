@@ -9,7 +9,7 @@ from html import escape
 
 from ufr_edge.demo.onsite_story import ASKED_RATE, Sample, Story, windows
 
-WIDTH, LEFT, RIGHT = 1080, 120, 16
+WIDTH, LEFT, RIGHT = 1080, 140, 24
 _LANE, _GAP, _PLOT = 24, 8, 110
 _TOP = 34
 _CHAR = 6.4  # px a letter takes
@@ -198,7 +198,7 @@ def _axis(scale: _Scale, y: float) -> str:
     marks = [
         _text(scale(at), y + 14, f"{at // 60}:{at % 60:02d}", anchor="middle", fill="#555") for at in ticks
     ]
-    return "".join(marks) + _text(LEFT - 10, y + 14, "min:s", anchor="end", fill="#555")
+    return "".join(marks) + _text(LEFT - 30, y + 14, "min:s", anchor="end", fill="#555")
 
 
 def _line(x0: float, y0: float, x1: float, y1: float, colour: str, *, dash: bool = False) -> str:

@@ -17,6 +17,7 @@ from ufr_edge.demo.onsite_story import Row, Story
 from ufr_edge.files import write_json
 from ufr_edge.runtime.drift import DriftConfig
 from ufr_edge.runtime.images import write_image
+from ufr_edge.runtime.live.onsite import OnsiteConfig
 from ufr_edge.runtime.machine import machine_name
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def sections(report: OnsiteReport, picture: Images) -> list[Section]:
                 text="Carried: faces of the frame before shown again; passed: shown unrestored; both when frames are late."),
         Section(title="What the gate compared", head=["on held-out recorded faces", "old", "new"], rows=_gate_rows(report.gate),
                 text=_gate_text(report.gate)),
-        Section(title="What happened", head=["s", "what", ""], rows=_happened(report)),
+        Section(title="What happened", head=["", "second"], rows=_happened(report)),
         Section(title="How it was set", head=["", ""], rows=_settings(report), text=machine_name()),
     ]  # fmt: skip
 
@@ -163,7 +164,7 @@ def _gate_text(gate: Mapping[str, Any]) -> str:
 def _happened(report: OnsiteReport) -> list[list[str]]:
     kinds = ("start", "drift", "record", "readapt", "stage", "swap", "rollback", "ladder", "failed", "stop")
     known = [mark for mark in report.trace.marks if mark.kind in kinds]
-    return [[f"{mark.at:.0f}", mark.kind, mark.text] for mark in known][:200]
+    return [[f"{mark.kind}: {mark.text}", f"{mark.at:.0f}"] for mark in known][:200]
 
 
 def _settings(report: OnsiteReport) -> list[list[str]]:
@@ -177,6 +178,7 @@ def _settings(report: OnsiteReport) -> list[list[str]]:
         ],
         ["faces recorded before it adapts", f"{config.least_faces} (watch: 64)"],
         ["steps of fine-tuning", f"{config.steps} (readapt: 150), one thread, lowest priority"],
+        ["rest after a re-adaptation", f"{OnsiteConfig().rest_s / 60:g} minutes; as always"],
         ["shadow", f"{config.swap.shadow_s:g} s and {config.swap.shadow_faces} faces (watch: 10 s, 20)"],
         ["probation", f"{config.swap.probation_s:g} s (watch: 30 s)"],
         ["all of it, filming and measuring too", f"{report.seconds / 60:.1f} minutes"],

@@ -40,6 +40,7 @@ class WatchedConfig:
     camera: str = "door"
     linger_s: float = 10.0
     seconds: float = 1200.0
+    deadline_ms: float | None = None
 
 
 def watch_site(
@@ -50,7 +51,7 @@ def watch_site(
     """
     events = EventLog(kept=_KEPT)
     live = LiveConfig(
-        stream=StreamConfig(pace=True, seconds=config.seconds),
+        stream=StreamConfig(pace=True, seconds=config.seconds, deadline_ms=config.deadline_ms),
         observer=ObserverConfig(
             record=faces,
             recorder=RecorderConfig(camera=config.camera),
