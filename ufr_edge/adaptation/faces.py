@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ufr_edge.errors import InputFileError
 from ufr_edge.files import atomic_file
 from ufr_edge.progress import progress_bar
-from ufr_edge.runtime.images import IMAGE_SUFFIXES, is_image
+from ufr_edge.runtime.images import IMAGE_SUFFIXES, is_image, read_image
 
 MINIMUM_FACES = 8
 SKIPPED = "skipped.csv"
@@ -69,12 +69,12 @@ def list_images(folder: Path) -> list[Path]:
 def read_face(path: Path, side: int) -> NDArray[np.uint8]:
     """Read one face as uint8 (side, side, 3) RGB; 16-bit, grey and alpha images are converted.
 
-    Raises InputFileError when it is no image, not square, or smaller than 64 px.
+    Raises InputFileError when it is no image, one cut short, not square, or smaller than 64 px.
     """
-    raw = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
-    if raw is None:
-        msg = f"{path} is no image that can be read."
-        raise UnfitFaceError(msg, kind="broken")
+    try:
+        raw = read_image(path)  # unlike cv2.imread, which fills what a cut JPEG lacks with grey
+    except InputFileError as exc:
+        raise UnfitFaceError(str(exc), kind="broken") from exc
     height, width = raw.shape[:2]
     _check_size(path, width, height, 64)
     if height != side:
@@ -176,6 +176,15 @@ def skipped_line(folder: Path, faces: FaceSet) -> str:
         return ""
     total = len(faces) + len(faces.skipped)
     return f"{folder}: left out {len(faces.skipped)} of {total} files ({_counted(faces.kinds)})"
+
+
+def skipped_lines(folder: Path, skipped: Sequence[tuple[str, str]], most: int = 5) -> list[str]:
+    """Return a line on how many files were left out and one for each of the first, with its reason; [] for none."""
+    if not skipped:
+        return []
+    shown = [f"  {name}: {reason}" for name, reason in skipped[:most]]
+    more = [f"  and {len(skipped) - most} more"] if len(skipped) > most else []
+    return [f"{folder}: left out {len(skipped)} files", *shown, *more]
 
 
 def write_skipped(path: Path, folders: Mapping[Path, FaceSet]) -> None:
