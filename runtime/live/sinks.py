@@ -26,7 +26,7 @@ from ufr_edge.runtime.video.uri import Uri
 from ufr_edge.runtime.video.writer import VIDEO_SUFFIXES, EncodeConfig, Muxing, VideoWriter
 
 _TIMEOUT_S = 5.0
-_LIVE_ENCODE = EncodeConfig(crf=23, preset="superfast", extra=(("tune", "zerolatency"), ("g", "60")))
+LIVE_ENCODE = EncodeConfig(crf=23, preset="superfast", extra=(("tune", "zerolatency"), ("g", "60")))
 _FRAGMENTS = (("movflags", "frag_keyframe+empty_moov+default_base_moof"), ("frag_duration", "1000000"))
 PACED_KINDS = frozenset({"display", "http", "net", "device"})
 """Sinks that people watch as it happens: a file is played into them at its own speed."""
@@ -84,7 +84,7 @@ class SinkConfig:
     """
 
     overwrite: bool = False
-    encode: EncodeConfig = field(default_factory=lambda: _LIVE_ENCODE)
+    encode: EncodeConfig = field(default_factory=lambda: LIVE_ENCODE)
     timeout_s: float = _TIMEOUT_S
     token: str | None = field(default=None, repr=False)
 

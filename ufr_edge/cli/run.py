@@ -7,26 +7,23 @@ import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
 from rich.table import Table
 
-from ufr_edge.cli.options import override
+from ufr_edge.cli.restoring import encode_config, encode_options, face_options, pipeline_config
 from ufr_edge.errors import UfrEdgeError
 from ufr_edge.progress import Advance, progress_bar
 from ufr_edge.runtime.bundle import open_bundle_engine
 from ufr_edge.runtime.engines.base import EngineInfo
 from ufr_edge.runtime.faces.detect import DetectorConfig
-from ufr_edge.runtime.faces.limits import FaceLimits
-from ufr_edge.runtime.faces.stabilise import StabiliserConfig
-from ufr_edge.runtime.faces.track import TrackConfig
 from ufr_edge.runtime.machine import usable_cores
-from ufr_edge.runtime.pipeline import PipelineConfig
 from ufr_edge.runtime.report import RunReport
 from ufr_edge.runtime.run import RunConfig, Watch, run_path
 from ufr_edge.runtime.run_parts import kept_frames
-from ufr_edge.runtime.video.encoder import CODECS, PRESETS, EncodeConfig
+from ufr_edge.runtime.video.encoder import EncodeConfig
 
 
 @click.command("run")
@@ -37,54 +34,9 @@ from ufr_edge.runtime.video.encoder import CODECS, PRESETS, EncodeConfig
 @click.option("--engine", "bundle", required=True, type=click.Path(path_type=Path), help="Bundle NAME.ufr")
 @click.option("--engine-name", help="Engine of the bundle, by name. Default: the best for this device.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, GPU, ...")
-@click.option(
-    "-w", "--fidelity", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="1 keeps the input."
-)
 @click.option("--aligned", is_flag=True, help="The input is aligned faces: no detection, no paste.")
-@click.option(
-    "--detect-every",
-    type=click.IntRange(1),
-    default=3,
-    show_default=True,
-    help="Look for faces in each so manieth frame of a video; they are followed in between.",
-)
-@click.option(
-    "--min-face", type=click.FloatRange(0), help="Smaller faces are left alone: pixels. [default: 16]"
-)
-@click.option(
-    "--max-yaw",
-    type=click.FloatRange(0, 90, min_open=True),
-    help="Turned farther, too: degrees. [default: 65]",
-)
-@click.option("--max-faces", type=click.IntRange(1), help="Restore only the largest. [default: all]")
-@click.option("--no-stabilise", is_flag=True, help="Video: leave each restored face as the engine gave it.")
-@click.option(
-    "--grain", type=click.FloatRange(0, 2), default=0.0, show_default=True, help="1: the input's noise."
-)
-@click.option(
-    "--detect-side",
-    type=click.IntRange(128, 2048),
-    default=416,
-    show_default=True,
-    help="More finds smaller faces.",
-)
-@click.option(
-    "--codec", type=click.Choice(list(CODECS)), default="h264", show_default=True, help="Of a video."
-)
-@click.option(
-    "--crf",
-    type=click.IntRange(0, 51),
-    default=18,
-    show_default=True,
-    help="Quality: lower is better, larger.",
-)
-@click.option(
-    "--preset",
-    type=click.Choice(PRESETS),
-    default="veryfast",
-    show_default=True,
-    help="Slower makes smaller files.",
-)
+@face_options("--max-faces")
+@encode_options(EncodeConfig())
 @click.option(
     "--depth", type=click.Choice(["8", "10", "12"]), help="Bits per sample. [default: the source's]"
 )
@@ -106,18 +58,7 @@ def command(
     bundle: Path,
     engine_name: str | None,
     device: str,
-    fidelity: float,
     aligned: bool,
-    detect_every: int,
-    min_face: float | None,
-    max_yaw: float | None,
-    max_faces: int | None,
-    no_stabilise: bool,
-    grain: float,
-    detect_side: int,
-    codec: str,
-    crf: int,
-    preset: str,
     depth: str | None,
     workers: int,
     partial: bool,
@@ -125,6 +66,7 @@ def command(
     overwrite: bool,
     as_json: bool,
     no_progress: bool,
+    **given: Any,
 ) -> None:
     """Restore the faces in a picture, a folder of pictures or a video.
 
@@ -134,17 +76,9 @@ def command(
     if workers > 1 and threads is None:
         threads = max(1, usable_cores() // workers)
     config = RunConfig(
-        pipeline=PipelineConfig(
-            fidelity=fidelity,
-            grain=grain,
-            limits=override(FaceLimits(), {"min_side": min_face, "max_yaw": max_yaw, "max_faces": max_faces}),
-            track=TrackConfig(detect_every=detect_every),
-            stabilise=None if no_stabilise else StabiliserConfig(),
-        ),
-        detector=DetectorConfig(long_side=detect_side),
-        encode=EncodeConfig(
-            codec=codec, crf=crf, preset=preset, depth=int(depth) if depth else None, threads=threads
-        ),
+        pipeline=pipeline_config(given),
+        detector=DetectorConfig(long_side=given["detect_side"]),
+        encode=encode_config(given | {"threads": threads}, EncodeConfig(depth=int(depth) if depth else None)),
         aligned=aligned,
         overwrite=overwrite,
         threads=threads,

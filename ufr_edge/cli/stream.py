@@ -18,12 +18,12 @@ from rich.live import Live
 from rich.text import Text
 
 from ufr_edge.cli.options import FOLDER, stack
+from ufr_edge.cli.restoring import encode_config, encode_options, face_options, pipeline_config
 from ufr_edge.cli.settings import settings_option
 from ufr_edge.errors import ConfigError, ExitCode, UfrEdgeError
 from ufr_edge.files import write_json
 from ufr_edge.runtime.bundle import read_bundle
 from ufr_edge.runtime.faces.detect import DetectorConfig
-from ufr_edge.runtime.faces.track import TrackConfig
 from ufr_edge.runtime.fingerprint import Fingerprint
 from ufr_edge.runtime.fingerprint_files import bundle_fingerprint
 from ufr_edge.runtime.live.events import EventLog
@@ -33,12 +33,11 @@ from ufr_edge.runtime.live.observer import ENDED_BY_DRIFT, ObserverConfig
 from ufr_edge.runtime.live.page_address import make_token, needs_token
 from ufr_edge.runtime.live.session import LiveConfig, open_stream, stream_report
 from ufr_edge.runtime.live.shadow import SwapConfig
-from ufr_edge.runtime.live.sinks import SinkConfig
+from ufr_edge.runtime.live.sinks import LIVE_ENCODE, SinkConfig
 from ufr_edge.runtime.live.sources import Backoff, SourceConfig
 from ufr_edge.runtime.live.stats import LiveStats
 from ufr_edge.runtime.live.stream import LiveStream, StreamConfig
 from ufr_edge.runtime.live.watcher import SwapWatcher
-from ufr_edge.runtime.pipeline import PipelineConfig
 from ufr_edge.runtime.recorder import RecorderConfig
 from ufr_edge.runtime.video.uri import parse_uri
 from ufr_edge.runtime.video.writer import VIDEO_SUFFIXES
@@ -52,9 +51,8 @@ STREAM_OPTIONS = stack(
     click.option("--engine-name", help="Engine of the bundle, by name. Default: the best for this device."),
     click.option("--smaller-engine", help="Engine for when frames are late. Default: the fastest, if another."),
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, GPU, ..."),
-    click.option("-w", "--fidelity", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="1 keeps the input."),
-    click.option("--detect-every", type=click.IntRange(1), help="Frames; tracked in between."),
-    click.option("--detect-side", type=click.IntRange(128, 2048), default=416, show_default=True, help="More finds smaller faces."),
+    face_options(),
+    encode_options(LIVE_ENCODE),
     click.option("--deadline", type=click.FloatRange(0, min_open=True), metavar="MS", help="Age at the sink from which a frame is late. [default: 3 frame periods]"),
     click.option("--no-ladder", is_flag=True, help="Late frames change nothing."),
     click.option("--filling", type=click.Choice(["wait", "drop_oldest", "drop_latest"]), help="When frames come too fast. [default: drop_oldest for cameras, wait for files]"),
@@ -175,15 +173,18 @@ def _token(sink: str, given: str | None) -> str | None:
 
 
 def _config(given: dict[str, Any]) -> LiveConfig:
-    every = given["detect_every"]
-    track = TrackConfig() if every is None else TrackConfig(detect_every=every)
     tries = given["reconnect"]
     link = LinkConfig(open_s=given["timeout"], read_s=given["timeout"])
     return LiveConfig(
-        pipeline=PipelineConfig(fidelity=given["fidelity"], track=track),
+        pipeline=pipeline_config(given),
         detector=DetectorConfig(long_side=given["detect_side"]),
         source=SourceConfig(link=link, backoff=Backoff(tries=tries, at_start=max(1, min(3, tries)))),
-        sink=SinkConfig(overwrite=given["overwrite"], timeout_s=given["timeout"], token=given["token"]),
+        sink=SinkConfig(
+            overwrite=given["overwrite"],
+            encode=encode_config(given, LIVE_ENCODE),
+            timeout_s=given["timeout"],
+            token=given["token"],
+        ),
         stream=StreamConfig(
             deadline_ms=given["deadline"],
             ladder=not given["no_ladder"],
