@@ -1,8 +1,9 @@
 """A folder of recorded faces that survives a power cut: crops, and an index that is only appended to.
 
-`index.jsonl` has one JSON object a line: a face (`seq`, `file`, `time`, ...), or `{"gone": FILE, "why": ...}`. A crop
-is written beside and renamed before its line is written; `open_store` mends what a cut left between the two. Order is
-by `seq`, which only grows: clocks jump. The folder is its owner's only (0700), the files too (0600).
+`index.jsonl` has one JSON object a line: a face (`seq`, `file`, `time`, ...), or `{"gone": FILE, "why": ...}`; it is
+written anew, in one step, when most of its lines are of faces that are gone. A crop is written beside and renamed
+before its line is written; `open_store` mends what a cut left between the two. Order is by `seq`, which only grows:
+clocks jump. The folder is its owner's only (0700), the files too (0600).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -34,6 +35,7 @@ _BESIDE = re.compile(
 )
 _PNG_END = b"IEND\xaeB`\x82"
 _SYNC_S = 1.0
+_FEW_GONE = 100  # lines of gone faces that are never worth a new index
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,18 +82,31 @@ class FaceStore:
     """An open folder of faces: `rows` by seq. One process at a time, one thread. Made by `open_store`."""
 
     def __init__(
-        self, folder: Path, rows: Iterable[FaceRow], *, top: int, notes: tuple[str, ...], index: TextIO
+        self, folder: Path, rows: Iterable[FaceRow], *, top: int, gone: int, notes: tuple[str, ...]
     ) -> None:
-        self.folder, self.notes, self._index = folder, notes, index
+        self.folder, self.notes, self._gone = folder, notes, gone
+        self._index = _private_append(folder / INDEX)
+        self._index_size = (folder / INDEX).stat().st_size
         self.rows: dict[int, FaceRow] = {row.seq: row for row in rows}
+        self._waste = self._index_size - sum(len(_line(row)) for row in self.rows.values())
         self._next: int = max([top, *self.rows]) + 1
         self._unsynced: list[Path] = []
         self._synced = time.monotonic()
 
     @property
     def size(self) -> int:
-        """Bytes of the crops."""
-        return sum(row.size for row in self.rows.values())
+        """Bytes of the crops, and of the index."""
+        return sum(row.size for row in self.rows.values()) + self._index_size
+
+    @property
+    def index_size(self) -> int:
+        """Bytes of the index."""
+        return self._index_size
+
+    @property
+    def waste(self) -> int:
+        """Bytes of the index that say nothing of a face that is there; `compact` gives them back."""
+        return self._waste
 
     @property
     def next_seq(self) -> int:
@@ -108,7 +123,7 @@ class FaceStore:
         row = FaceRow(
             seq=seq, file=path.name, time=at, track=track, size=path.stat().st_size, look=look, rest=rest
         )
-        self._append(row.to_json())
+        self._append(_line(row))
         self._next, self.rows[seq] = seq + 1, row
         self._unsynced.append(path)
         if time.monotonic() - self._synced >= _SYNC_S:
@@ -118,8 +133,13 @@ class FaceStore:
     def drop(self, row: FaceRow, why: str) -> None:
         """Remove a face: its crop first, so that no cut leaves a picture behind that is believed gone."""
         (self.folder / row.file).unlink(missing_ok=True)
-        self._append({"gone": row.file, "seq": row.seq, "why": why})
+        gone = json.dumps({"gone": row.file, "seq": row.seq, "why": why}) + "\n"
+        self._append(gone)
         self.rows.pop(row.seq, None)
+        self._waste += len(_line(row)) + len(gone)
+        self._gone += 1
+        if self._gone > max(_FEW_GONE, 2 * len(self.rows)):
+            self.compact()
 
     def expire(self, older_than_s: float, *, now: float) -> int:
         """Drop faces older than this; returns how many."""
@@ -140,10 +160,32 @@ class FaceStore:
         self._unsynced.clear()
         self._synced = time.monotonic()
 
-    def _append(self, line: Mapping[str, Any]) -> None:
+    def close(self) -> None:
+        """Make it survive a power cut, and close the index. Raises OutputError."""
+        try:
+            self.sync()
+        finally:
+            with disk_errors(self.folder / INDEX):
+                self._index.close()
+
+    def _append(self, line: str) -> None:
         with disk_errors(self.folder / INDEX):
-            self._index.write(json.dumps(line) + "\n")
+            self._index.write(line)
             self._index.flush()
+        self._index_size += len(line)
+
+    def compact(self) -> None:
+        """Write the index anew, without the lines of faces that are gone; where the disk is too full, later."""
+        path = self.folder / INDEX
+        try:
+            _rewrite(path, self.rows.values(), self._next - 1)
+        except OSError:
+            return
+        before, self._index = self._index, _private_append(path)
+        with suppress(OSError):  # all it may still have to write is in the new one
+            before.close()
+        self._gone = self._waste = 0
+        self._index_size = path.stat().st_size
 
 
 @contextmanager
@@ -157,15 +199,15 @@ def open_store(folder: Path, *, record: Mapping[str, Any] | None = None) -> Iter
         folder.mkdir(parents=True, exist_ok=True, mode=_PRIVATE_DIR)
         folder.chmod(_PRIVATE_DIR)
     with file_lock(folder / LOCK, timeout_s=0.0):
-        rows, top, notes = _mended(folder)
+        rows, top, gone, notes = _mended(folder)
         if record is not None:
             write_json(folder / RECORD, record, mode=_PRIVATE)
-        with disk_errors(folder / INDEX), _private_append(folder / INDEX) as index:
-            store = FaceStore(folder, rows, top=top, notes=notes, index=index)
-            try:
-                yield store
-            finally:
-                store.sync()
+        with disk_errors(folder / INDEX):
+            store = FaceStore(folder, rows, top=top, gone=gone, notes=notes)
+        try:
+            yield store
+        finally:
+            store.close()
 
 
 def read_rows(folder: Path) -> list[FaceRow]:
@@ -222,8 +264,10 @@ def check_ours(folder: Path) -> None:
         raise OutputError(msg)
 
 
-def _mended(folder: Path) -> tuple[list[FaceRow], int, tuple[str, ...]]:
-    """Make crops and index agree: the faces, the highest number ever given, and what could not be saved."""
+def _mended(folder: Path) -> tuple[list[FaceRow], int, int, tuple[str, ...]]:
+    """Make crops and index agree: the faces, the highest number ever given, how many lines say that a face is gone,
+    and what could not be saved.
+    """
     rows, spoilt, gone, top = _read_index(folder / INDEX) if (folder / INDEX).is_file() else ([], 0, 0, -1)
     for path in folder.iterdir():
         if _BESIDE.fullmatch(path.name):
@@ -239,12 +283,13 @@ def _mended(folder: Path) -> tuple[list[FaceRow], int, tuple[str, ...]]:
     kept = sorted([*kept, *found], key=lambda row: row.seq)
     if lost or found or spoilt or gone > len(kept):
         _rewrite(folder / INDEX, kept, top)
+        gone = 0
     said = (
         (lost, "without its crop, left out"),
         (len(found), "without its line, kept"),
         (spoilt, "damaged line, left out"),
     )
-    return kept, top, tuple(f"{count} x {what}" for count, what in said if count)
+    return kept, top, gone, tuple(f"{count} x {what}" for count, what in said if count)
 
 
 def _read_index(path: Path) -> tuple[list[FaceRow], int, int, int]:
@@ -278,6 +323,10 @@ def _recovered(path: Path) -> FaceRow:
     )
 
 
+def _line(row: FaceRow) -> str:
+    return json.dumps(row.to_json()) + "\n"
+
+
 def _is_whole(path: Path) -> bool:
     """Whether a PNG ends as one does: a cut leaves it short or empty."""
     with path.open("rb") as file:
@@ -291,7 +340,7 @@ def _rewrite(path: Path, rows: Iterable[FaceRow], top: int) -> None:
     with atomic_file(path, mode=_PRIVATE) as beside, beside.open("w", encoding="utf-8") as file:
         highest = -1
         for row in rows:
-            file.write(json.dumps(row.to_json()) + "\n")
+            file.write(_line(row))
             highest = max(highest, row.seq)
         if top > highest:
             file.write(json.dumps({"gone": f"{top:08d}.png", "seq": top, "why": "mended"}) + "\n")
@@ -299,12 +348,10 @@ def _rewrite(path: Path, rows: Iterable[FaceRow], top: int) -> None:
         os.fsync(file.fileno())
 
 
-@contextmanager
-def _private_append(path: Path) -> Iterator[TextIO]:
+def _private_append(path: Path) -> TextIO:
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, _PRIVATE)
-    with os.fdopen(handle, "a", encoding="utf-8") as file:
-        path.chmod(_PRIVATE)
-        yield file
+    path.chmod(_PRIVATE)
+    return os.fdopen(handle, "a", encoding="utf-8")
 
 
 def _sync(path: Path) -> None:

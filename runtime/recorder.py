@@ -128,7 +128,7 @@ class FaceRecorder:
         self._refused: Counter[str] = Counter()
         self._kept = self._removed = 0
         self._looked: float | None = None
-        self._size = store.size
+        self._size = store.size - store.index_size  # of the crops
         self._tracks: defaultdict[str, dict[int, FaceRow]] = defaultdict(dict)
         for row in store.rows.values():
             self._tracks[_group(row)][row.seq] = row
@@ -140,7 +140,7 @@ class FaceRecorder:
             kept=self._kept,
             held=len(self._store.rows),
             tracks=len(self._tracks),
-            megabytes=round(self._size / 1e6, 3),
+            megabytes=round(self._total() / 1e6, 3),
             removed=self._removed,
             refused=dict(self._refused),
         )
@@ -162,13 +162,25 @@ class FaceRecorder:
         if len(self._last) > _LAST_KEPT:
             del self._last[next(iter(self._last))]
         self._kept += 1
-        while len(self._store.rows) > self._config.max_faces or self._size > self._config.max_mb * 1e6:
-            self._drop(victim(self._tracks.values()), "no room")
+        self._make_room()
         return None
 
     def sync(self) -> None:
         """Make what was written survive a power cut."""
         self._store.sync()
+
+    def _make_room(self) -> None:
+        if self._is_over() and self._store.waste > 5e4 * self._config.max_mb:  # a twentieth
+            self._store.compact()
+        while self._is_over():
+            self._drop(victim(self._tracks.values()), "no room")
+
+    def _total(self) -> int:
+        return self._size + self._store.index_size
+
+    def _is_over(self) -> bool:
+        held = len(self._store.rows)
+        return held > self._config.max_faces or (held > 1 and self._total() > self._config.max_mb * 1e6)
 
     def _reason(self, seen: Sighting, track: str, look: tuple[float, ...]) -> Refused | None:
         config, last = self._config, self._last.get(track)

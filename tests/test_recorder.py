@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -171,7 +172,36 @@ class TestRoom:
             for n in range(12):
                 recorder.offer(sighting(n, seed=n))
             assert recorder.stats.megabytes <= 0.02 and 1 < recorder.stats.held < 12
-        assert sum(p.stat().st_size for p in (tmp_path / "faces").glob("*.png")) <= 20000
+        files = [*(tmp_path / "faces").glob("*.png"), tmp_path / "faces" / "index.jsonl"]
+        assert sum(p.stat().st_size for p in files) <= 20000
+
+    def test_the_index_does_not_grow_without_limit(self, tmp_path: Path) -> None:
+        index, sizes = tmp_path / "faces" / "index.jsonl", []
+        config = replace(SMALL, max_faces=9)
+        with open_recorder(tmp_path / "faces", config) as recorder:
+            for n in range(500):
+                recorder.offer(sighting(n, seed=n % 5))
+                sizes.append(index.stat().st_size)
+        assert max(sizes) < 150 * 800 and sizes[-1] > 0
+        crops = sum(p.stat().st_size for p in (tmp_path / "faces").glob("*.png"))
+        assert recorder.stats.megabytes * 1e6 == pytest.approx(crops + sizes[-1], abs=501)
+        rows = read_rows(tmp_path / "faces")
+        assert len(rows) == 9 and rows[-1].seq == 499
+        with open_recorder(tmp_path / "faces", config) as again:
+            again.offer(sighting(1))
+        assert read_rows(tmp_path / "faces")[-1].seq == 500
+
+    def test_an_index_that_cannot_be_written_anew_is_kept(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("ufr_edge.runtime.face_store._rewrite", full)
+        with open_recorder(tmp_path / "faces", replace(SMALL, max_faces=2)) as recorder:
+            for n in range(120):
+                recorder.offer(sighting(n, seed=n % 5))
+        assert [row.seq for row in read_rows(tmp_path / "faces")] == [118, 119]
 
     def test_the_redundant_goes_first_then_the_oldest_of_the_fullest_hour(self) -> None:
         def row(seq: int, track: str, light: float, *, hour: int = 0) -> tuple[str, FaceRow]:
