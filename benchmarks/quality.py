@@ -15,6 +15,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ufr_edge import __version__
@@ -28,6 +29,14 @@ CAMERAS = ("raw-iso1500-x4", "raw-iso3000-x4", "codec-motion", "defocus")
 UNSEEN = "raw-iso3000-x4"
 INDEX = "index.json"
 BUDGET_MB = 40
+COMPARED = MappingProxyType(
+    {
+        "cost": "Calls of the prior a target: what fewer of them cost",
+        "pairs": "Extra pairs from the estimated camera: do they help?",
+        "targets": "Other ways to the targets",
+    }
+)
+"""Options that take folders of benchmarks/adaptation.py differing in one setting, and the titles of their tables."""
 GAINS = {"classic-light": 2.5, "classic-heavy": 1.5}
 """dB of PSNR that a restorer should gain over its degraded input."""
 
@@ -122,10 +131,15 @@ def run(job: Job, args: argparse.Namespace) -> None:
             sys.exit(f"stopped: that command ended with code {status}. Run this again to go on.")
 
 
-def render(jobs: Sequence[Job], out: Path, adapted: Sequence[Path] = (), pairs: Sequence[Path] = ()) -> str:
+def render(
+    jobs: Sequence[Job],
+    out: Path,
+    adapted: Sequence[Path] = (),
+    compared: Mapping[str, Sequence[Path]] = MappingProxyType({}),
+) -> str:
     """The document, from the JSON files alone, and the tables that benchmarks/adaptation.py wrote into `adapted`.
 
-    pairs: folders of the same with and without camera pairs; compared in one table.
+    compared: under a title, folders of benchmarks/adaptation.py that differ in one setting; one table each.
     """
     results = {job.name: read_json(out / job.result) for job in jobs}
     lead = (
@@ -146,43 +160,28 @@ def render(jobs: Sequence[Job], out: Path, adapted: Sequence[Path] = (), pairs: 
         restorer = read_json(folder / "adaptation.json")["restorer"]
         text = (folder / "adaptation.md").read_text(encoding="utf-8").strip()
         parts += [f"## Adapting {restorer} to cameras training has not seen, without ground truth", text]
-    if pairs:
-        parts += ["## Extra pairs from the estimated camera: do they help?", *pairs_section(pairs)]
+    for title, folders in compared.items():
+        if folders:
+            parts += [f"## {title}", *comparison(folders)]
     return "\n\n".join(parts) + "\n"
 
 
-def pairs_section(folders: Sequence[Path]) -> list[str]:
-    """Adapting with and without pairs of the estimated camera, by number of faces."""
+def comparison(folders: Sequence[Path]) -> list[str]:
+    """Runs of benchmarks/adaptation.py under other settings, a row for each camera and seed."""
     rows, commands = [], []
     for result in (read_json(folder / "adaptation.json") for folder in folders):
         commands.append(result["command"])
         for cell in result["cells"]:
             base, adapted = cell["figures"]["base"], cell["figures"]["adapted"]
-            named = [cell["camera"], str(cell["faces"]), f"{result['camera_pairs']:g}", str(cell["seed"])]
+            named = [cell["camera"], str(cell["seed"]), str(cell["faces"]), str(cell["calls_per_target"])]
             columns = ("prior_feature_distance", "prior_frechet_distance")
             changes = [f"{base[name]:.4g} → {adapted[name]:.4g}" for name in columns]
             psnr = f"{adapted['psnr_db'] - base['psnr_db']:+.2f}"
             classic = f"{cell['classic']['adapted']['psnr_db'] - cell['classic']['base']['psnr_db']:+.2f}"
-            rows.append([*named, *changes, psnr, classic])
-    head = [
-        "camera",
-        "faces",
-        "share of pairs",
-        "seed",
-        "feature distance",
-        "feature Fréchet",
-        "PSNR, dB",
-        "classic, dB",
-    ]
-    return [
-        "\n".join(command_block(line) for line in commands),
-        markdown_table(head, sorted(rows, key=by_faces)),
-    ]
-
-
-def by_faces(row: Sequence[str]) -> tuple[str, int, str, str]:
-    """Order: camera, faces as a number, share, seed."""
-    return row[0], int(row[1]), row[2], row[3]
+            rows.append([*named, f"{result['camera_pairs']:g}", *changes, psnr, classic])
+    head = ["camera", "seed", "faces", "calls a target", "share of camera pairs"]
+    head += ["feature distance", "feature Fréchet", "PSNR, dB", "classic, dB"]
+    return ["\n".join(command_block(line) for line in commands), markdown_table(head, rows)]
 
 
 def section(job: Job, result: Mapping[str, Any], out: Path) -> list[str]:
@@ -236,9 +235,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=[],
         help="folders of benchmarks/adaptation.py to take in",
     )
-    parser.add_argument(
-        "--pairs", type=Path, nargs="*", default=[], help="the same, run with and without --camera-pairs"
-    )
+    for name, title in COMPARED.items():
+        about = f"the same, for the table: {title}"
+        parser.add_argument(f"--{name}", type=Path, nargs="*", default=[], help=about)
     parser.add_argument("-o", "--output", dest="out", type=Path, default=Path("runs/quality"))
     parser.add_argument("--doc", type=Path, default=Path("docs/quality.md"))
     parser.add_argument("--restorer", help="for the prior reports [edge-m-256]")
@@ -266,7 +265,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     ]
     write_json(args.out / INDEX, index)
     with atomic_file(args.doc) as beside:
-        beside.write_text(render(jobs, args.out, args.adaptation, args.pairs), encoding="utf-8")
+        compared = {title: getattr(args, name) for name, title in COMPARED.items()}
+        beside.write_text(render(jobs, args.out, args.adaptation, compared), encoding="utf-8")
     print(f"{args.doc}")
 
 
