@@ -71,7 +71,7 @@ def find_kept(source: Path, frames: NDArray[np.uint8]) -> KeptLayers:
     frames: uint8 (N, S, S, 3); the range of every layer is measured on the first FRAMES, one at a time.
     Raises InputFileError when the file is damaged.
     """
-    proto = read_onnx(source)
+    proto = _read(source)
     return KeptLayers(
         border=_border(proto),
         choices=_choices(proto),
@@ -82,7 +82,7 @@ def find_kept(source: Path, frames: NDArray[np.uint8]) -> KeptLayers:
 
 def write_half(source: Path, target: Path, kept: KeptLayers) -> None:
     """Write the fp16 twin of an fp32 ONNX of ours. Raises BuildError when it is not what the engines need."""
-    half = to_half(read_onnx(source), keep=kept.nodes)
+    half = to_half(_read(source), keep=kept.nodes)
     check_border(half)
     with atomic_file(target) as beside:
         onnx.save(half, beside)
@@ -97,6 +97,14 @@ def refuse_overflow(kept: KeptLayers) -> None:
             "engine in fp32. Ask for --precision bf16 or fp32; ONNX and TensorRT keep these layers in fp32."
         )
         raise BuildError(msg)
+
+
+def _read(source: Path) -> Any:
+    """The graph with a name for every node, the same each time it is read: layers are kept by name."""
+    proto = read_onnx(source)
+    for index, node in enumerate(proto.graph.node):
+        node.name = node.name or f"{node.op_type}_{index}"
+    return proto
 
 
 def overflowing(proto: Any, frames: NDArray[np.uint8], *, limit: float = LIMIT) -> dict[str, float]:
@@ -132,6 +140,7 @@ def to_half(proto: Any, *, keep: Collection[str]) -> Any:
         msg = f"The ONNX cannot be turned into fp16: {exc}"
         raise BuildError(msg) from exc
     _bypass_casts(half.graph)
+    _rename(half.graph)
     _sort(half.graph)
     del half.graph.value_info[:]
     return half
@@ -169,6 +178,20 @@ def _prune_casts(graph: Any) -> None:
         if len(kept) == len(graph.node):
             return
         _put(graph, kept)
+
+
+def _rename(graph: Any) -> None:
+    """Give fp32 tensors their own names back where no fp16 twin is left: the converter calls them after the cast."""
+    written = {name for node in graph.node for name in node.output}
+    back = {}
+    for name in written:
+        own = name.removesuffix("_cast_to_fp16")
+        if own not in written:
+            back[name] = own
+    for node in graph.node:
+        for names in (node.input, node.output):
+            for index, name in enumerate(names):
+                names[index] = back.get(name, name)
 
 
 def _to(node: Any) -> int:

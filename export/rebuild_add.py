@@ -82,7 +82,8 @@ def prepare_addition(
     """
     request = addition.request
     seen = frames if calibration is None else calibration.frames
-    base, source, words = folder / bundle.manifest.onnx, folder / addition.source, ()
+    base, source = folder / bundle.manifest.onnx, folder / addition.source
+    words: tuple[str, ...] = ()
     if request.precision == "fp16":
         kept = find_kept(base, seen)
         if request.format == "openvino":

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ufr_edge.runtime.versions import Version
 
 PATH = click.Path(path_type=Path)
+PEOPLE = "holds pictures of people (reference faces, see docs/privacy.md)"
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the output if it is there.")
 
@@ -151,8 +152,11 @@ def pack(bundle: Path, output: Path, overwrite: bool) -> None:
     from ufr_edge.runtime.bundle import read_bundle
     from ufr_edge.runtime.bundle_archive import pack_bundle
 
-    pack_bundle(read_bundle(bundle), output, overwrite=overwrite)
+    found = read_bundle(bundle)
+    pack_bundle(found, output, overwrite=overwrite)
     click.echo(f"{output}: {output.stat().st_size / 1e6:.1f} MB, sha256 {sha256_file(output)}")
+    if found.manifest.shows_people:
+        click.echo(f"note: it {PEOPLE}, and is readable for you only")
 
 
 @command.command("unpack")
@@ -220,6 +224,8 @@ def _print_info(found: BundleInfo) -> None:
     click.echo(f"created {manifest.created}, manifest schema {manifest.schema}")
     click.echo(f"weights {restorer.weights_sha256[:12]}…, licence {restorer.weights_licence}")
     click.echo(f"code licence {restorer.code_licence}")
+    if manifest.shows_people:
+        click.echo(f"note: it {PEOPLE}")
     for key, value in sorted(manifest.lineage.items()):
         click.echo(f"{key}: {value}")
     rows = []
