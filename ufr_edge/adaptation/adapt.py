@@ -72,10 +72,14 @@ class AdaptConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptReport:
-    """Where the results lie, and the figures of "base" and "adapted" (by name; against the truth where given)."""
+    """Where the results lie, and the figures of "base" and "adapted" (by name; against the truth where given).
+
+    `faces`: the folder of aligned faces that was learned from, the given one where all of it was fit.
+    """
 
     weights: Path
     report: Path
+    faces: Path
     figures: Mapping[str, Mapping[str, float]]
     targets: TargetsReport
 
@@ -118,13 +122,21 @@ def adapt(
     made = make_targets(folder, out / "targets", config.targets, real=real, overwrite=overwrite, show=show)
     _tell_targets(made, tell)
     weights = finetune(
-        folder, out / "targets", out, config.finetune, real=real, held_out=held, overwrite=overwrite, show=show
+        folder,
+        out / "targets",
+        out,
+        config.finetune,
+        real=real,
+        held_out=held,
+        overwrite=overwrite,
+        tell=tell,
+        show=show,
     )
     figures: Mapping[str, Mapping[str, float]] = {}
     if workers.main:
         figures = _measure_and_report(folder, out, config, weights, made, held, test_faces)
     workers.wait()
-    return AdaptReport(weights=weights, report=out / "report.html", figures=figures, targets=made)
+    return AdaptReport(weights=weights, report=out / "report.html", faces=folder, figures=figures, targets=made)
 
 
 def _ready(faces: Path, out: Path, config: AdaptConfig, side: int, tell: Tell, *, show: bool) -> Path:

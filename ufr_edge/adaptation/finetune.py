@@ -14,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 
 from ufr_edge.adaptation.camera_pairs import CameraEstimate, camera_source, estimate_camera
-from ufr_edge.adaptation.faces import MINIMUM_FACES, FaceSet, load_faces
+from ufr_edge.adaptation.faces import MINIMUM_FACES, FaceSet, load_faces, skipped_lines
+from ufr_edge.adaptation.lineage import lineage
 from ufr_edge.adaptation.loop import LoopConfig, check_origin, run_loop
-from ufr_edge.adaptation.real_faces import load_real
+from ufr_edge.adaptation.real_faces import load_real, real_lines
 from ufr_edge.adaptation.restorer_task import (
     HeldOut,
     LossWeights,
@@ -86,9 +87,13 @@ class FinetuneConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Pairs(HeldOut):
-    """Pairs to train on; `weights` float64 (N,) above 0 say how often each is drawn, None: all alike."""
+    """Pairs to train on; `weights` float64 (N,) above 0 say how often each is drawn, None: all alike.
+
+    `lines`: how many matched and what was left out, in words.
+    """
 
     weights: NDArray[np.float64] | None = None
+    lines: tuple[str, ...] = ()
 
 
 def finetune(
@@ -100,11 +105,13 @@ def finetune(
     real: Path | None = None,
     held_out: HeldOut | None = None,
     overwrite: bool = False,
+    tell: Callable[[str], None] | None = None,
     show: bool = True,
 ) -> Path:
     """Fine-tune on pairs matched by stem and write `out`/weights.safetensors; returns its path.
 
-    `real`: a folder of unrelated clean faces, for the adversarial term and replay. Goes on from
+    `real`: a folder of unrelated clean faces, for the adversarial term and replay. `tell` is told how many pairs there
+    are and what was left out (in the main process). Goes on from
     `out`/checkpoint.pt. Raises InputFileError with fewer than 8 pairs, TrainingError on a NaN loss,
     ConfigError when the checkpoint has other weights, pairs or losses behind it (`overwrite` starts afresh),
     and as `check_terms` and `build_task`.
@@ -120,6 +127,9 @@ def finetune(
     camera = estimate_camera(pairs.lq, pairs.truth, seed=config.seed) if config.camera_pairs > 0 else None
     keeping = config.replay > 0 and config.replay_target == "before"
     before = restoring(start.model, workers.device) if keeping else None
+    say = tell if tell and workers.main else _silent
+    for line in (*pairs.lines, *(real_lines(real, clean) if real and clean else ())):
+        say(line)
     source = _mixed(pair_source(pairs, config), _extras(clean, pairs, camera, config, before))
     task = build_task(start.model, source, clean, config, held_out=held_out, run=out, workers=workers)
     steps = run_loop(
@@ -134,6 +144,7 @@ def finetune(
     path = out / WEIGHTS_NAME
     meta = {"steps": str(steps), "parent_sha256": sha256_file(start.path), "pairs": str(len(pairs.lq))}
     meta |= {name: start.meta[name] for name in ("weights_licence",) if name in start.meta}
+    meta |= lineage(config, targets)
     if workers.main:
         save_any_restorer(task.result, path, arch=start.arch, side=start.side, meta=meta)
     workers.wait()
@@ -177,7 +188,27 @@ def load_pairs(
         lq=lq.images[[i for i, _ in kept]],
         truth=goal.images[[j for _, j in kept]],
         weights=weights[weights > 0] if (weights != 1).any() else None,
+        lines=pair_lines(lq, goal, faces, targets, rejected=len(matched) - len(kept)),
     )
+
+
+def pair_lines(
+    lq: FaceSet, goal: FaceSet, faces: Path, targets: Path, *, rejected: int = 0
+) -> tuple[str, ...]:
+    """How many faces have a target of their stem, which have none, and which files were no faces."""
+    made = {Path(name).stem for name in goal.names}
+    without = [name for name in lq.names if Path(name).stem not in made]
+    said = [f"matched {len(lq) - len(without)} of {len(lq)} faces"]
+    if without:
+        more = f" and {len(without) - 5} more" if len(without) > 5 else ""
+        said[0] += f"; without a target: {', '.join(without[:5])}{more}"
+    if rejected:
+        said[0] += f"; {rejected} of their targets are rejected by index.jsonl"
+    return (*said, *skipped_lines(faces, lq.skipped), *skipped_lines(targets, goal.skipped))
+
+
+def _silent(_: str) -> None:
+    return None
 
 
 def pair_source(pairs: Pairs, config: FinetuneConfig) -> PairSource:

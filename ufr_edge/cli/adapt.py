@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ufr_edge.cli.finetune import finetune_config
+from ufr_edge.cli.finetune import finetune_config, is_stated
 from ufr_edge.cli.options import (
     FOLDER,
     common_options,
@@ -81,7 +81,7 @@ def command(
     for name, figures in report.figures.items():
         click.echo(f"{name}: " + "  ".join(f"{key} {value:.4g}" for key, value in figures.items()))
     click.echo(f"weights: {report.weights}\nreport:  {report.report}")
-    click.echo(f"next:    ufr-edge export {out} -o {out.name}.ufr --calibration {faces}")
+    click.echo(f"next:    ufr-edge export {out} -o {out.name}.ufr --calibration {report.faces}")
 
 
 def _config(
@@ -92,7 +92,7 @@ def _config(
     from ufr_edge.adaptation.forecast import for_machine
     from ufr_edge.adaptation.presets import get_preset
 
-    stated = bool(config_file or given["preset"])
+    stated = is_stated(config_file, given["preset"])
     config = read_config(AdaptConfig, config_file, get_preset(given["preset"]))
     shared = {f"targets.{name}": given[name] for name in ("restorer", "prior", "device", "seed")}
     if given["fidelity"] is not None:
@@ -101,5 +101,7 @@ def _config(
     if not stated:
         config = override(config, {"targets": for_machine(config.targets)})
     config = override(config, {"targets": targets_from(given, config.targets)})
-    tell_licences(filter(None, (config.targets.restorer, config.targets.teacher)), accept=accept_licence)
+    restorers = filter(None, (config.targets.restorer, config.targets.teacher))
+    priors = filter(None, (config.targets.prior, config.finetune.features_prior))
+    tell_licences(restorers, accept=accept_licence, priors=priors)
     return config

@@ -53,15 +53,23 @@ def command(
     On several GPUs: accelerate launch -m ufr_edge finetune ... (the batch is that of all of them together).
     """
     from ufr_edge.adaptation.finetune import FinetuneConfig, finetune
+    from ufr_edge.adaptation.lineage import features_source
     from ufr_edge.adaptation.presets import get_preset
     from ufr_edge.adaptation.workers import is_main_process
 
     config = read_config(FinetuneConfig, config_file, get_preset(given["preset"]).finetune)
-    config = finetune_config(config, given, real, stated=bool(config_file or given["preset"]))
-    tell_licences([config.restorer], accept=accept_licence)
-    path = finetune(faces, targets, out, config, real=real, overwrite=overwrite, show=not no_progress)
+    config = finetune_config(config, given, real, stated=is_stated(config_file, given["preset"]))
+    tell_licences([config.restorer], accept=accept_licence, priors=filter(None, [features_source(config)]))
+    path = finetune(
+        faces, targets, out, config, real=real, overwrite=overwrite, tell=click.echo, show=not no_progress
+    )
     if is_main_process():
         click.echo(f"weights: {path}")
+
+
+def is_stated(config_file: Path | None, preset: str | None) -> bool:
+    """Whether settings were written down by somebody; "light" is what the built-in defaults are called."""
+    return config_file is not None or preset not in (None, "light")
 
 
 def finetune_config(

@@ -125,16 +125,27 @@ def preset_option(function: F) -> F:
 def licence_option(function: F) -> F:
     """`--accept-licence`, for commands that take a restorer by name or file; see `tell_licences`."""
     return click.option(
-        "--accept-licence", is_flag=True, help="Accept the restorer's licence where it forbids commercial use, once."
+        "--accept-licence",
+        is_flag=True,
+        help="Accept the licences of restorer and prior where they forbid commercial use, once.",
     )(function)
 
 
-def tell_licences(sources: Iterable[str | Path], *, accept: bool) -> None:
-    """Print the licence of each restorer that is not ours on standard error; see `restorer_licence` for what it raises."""
+def tell_licences(
+    sources: Iterable[str | Path], *, accept: bool, priors: Iterable[str | Path] = ()
+) -> None:
+    """Print the licence of each restorer and prior that is not ours on standard error.
+
+    See `restorer_licence` and `prior_licence` for what they raise.
+    """
     from ufr_edge.restorers.loading import restorer_licence
 
-    for source in dict.fromkeys(sources):
-        licence = restorer_licence(source, accept=accept)
+    told = [(source, restorer_licence(source, accept=accept)) for source in dict.fromkeys(sources)]
+    if drawn := dict.fromkeys(priors):
+        from ufr_edge.priors.files import prior_licence
+
+        told += [(source, prior_licence(source, accept=accept)) for source in drawn]
+    for source, licence in told:
         if licence is not None:
             click.echo(f"{source}: {licence}", err=True)
 

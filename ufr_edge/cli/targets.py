@@ -108,7 +108,8 @@ def command(
     config = read_config(TargetsConfig, config_file, get_preset(given["preset"]).targets)
     config = override(config, {name: given[name] for name in ("restorer", "prior", "batch", "device", "seed")})
     config = targets_from(given, config)
-    tell_licences([source for source in (config.restorer, config.teacher) if source], accept=accept_licence)
+    restorers = filter(None, (config.restorer, config.teacher))
+    tell_licences(restorers, accept=accept_licence, priors=[config.prior])
     if sweep:
         _sweep(faces, out, config, truth, show=not no_progress)
         return

@@ -28,7 +28,7 @@ from ufr_edge.files import read_json, sha256_file
 from ufr_edge.priors.improved_diffusion import load_improved_diffusion
 from ufr_edge.priors.model import DiffusionPrior
 from ufr_edge.priors.schedule import BASE_STEPS, BETA_END, BETA_START
-from ufr_edge.restorers.registry import KNOWN_MODELS, find_known, require_licence
+from ufr_edge.restorers.registry import KNOWN_MODELS, find_known, recognise, require_licence
 from ufr_edge.weights import WEIGHTS_DIR
 
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -69,6 +69,20 @@ def load_prior(source: str | Path) -> DiffusionPrior:
     prior = DiffusionPrior(_read_unet(unet_folder), prediction_type=prediction)
     _check_outputs(prior, unet_folder)
     return prior.eval()
+
+
+def prior_licence(source: str | Path, *, accept: bool = False) -> str | None:
+    """Return the licence of a known prior, or of the file of one, in words; None for any other.
+
+    With `accept`, a restricted one is accepted for this cache folder; without it, and as long as it is not,
+    ConfigError is raised. Errors as in `find_prior` too.
+    """
+    known = KNOWN_MODELS.get(str(source)) or recognise(Path(source))
+    if known is None or known.kind != "prior":
+        return None
+    find_prior(source)  # first what is missing, then what is to be accepted, as for restorers
+    require_licence(known, accept=accept)
+    return f"code {known.code_licence}; weights {known.weights_licence}"
 
 
 def find_prior(source: str | Path) -> Path:
