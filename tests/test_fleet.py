@@ -237,6 +237,34 @@ def test_keeping_bundles_needs_a_registry(tmp_path: Path, monkeypatch: pytest.Mo
     assert result.exit_code == 2
 
 
+def test_readapt_adds_what_it_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ufr_edge.adaptation.readapt.readapt", fake_readapt)
+    write_jobs(tmp_path, seeds={"door": 1})
+    args = [
+        "readapt",
+        "--bundle",
+        str(tmp_path / "base.ufr"),
+        "--faces",
+        str(tmp_path / "faces"),
+        "--steps",
+        "9",
+    ]
+    args += ["--work", str(tmp_path / "out" / "work"), "--camera", "door", "--keep-bundle"]
+    assert CliRunner().invoke(main, args).exit_code == 2
+    (tmp_path / "out").mkdir()
+    for _ in range(2):
+        result = CliRunner().invoke(main, [*args, "--registry", str(tmp_path / "reg")])
+        assert result.exit_code == 0, result.output
+    parent, made = sorted(read_registry(tmp_path / "reg").records, key=lambda record: record.camera)
+    assert (made.parent, made.camera, parent.run) == (parent.id, "door", None)
+    assert made.run is not None
+    assert made.run.settings["steps"] == 9
+    assert made.archive is not None
+    refused = CliRunner().invoke(main, [*args, "--registry", str(tmp_path / "none"), "--seed", str(REFUSE)])
+    assert refused.exit_code == 3
+    assert not (tmp_path / "none").exists()
+
+
 def test_alone_hides_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE", "PMI_RANK", "OMPI_COMM_WORLD_SIZE"):
         monkeypatch.setenv(name, "3")

@@ -165,20 +165,14 @@ def adapt_camera(
     tell: Tell = lambda _: None,
 ) -> CameraResult:
     """Adapt one camera and write down what came of it. Never raises what concerns this camera alone."""
+    given = {"weights": task.weights, "real": task.real, "camera": task.name, "keep": task.keep}
     work = place.out / task.name
+
+    def say(line: str) -> None:
+        tell(f"{task.name}: {line}")
+
     try:
-        report = adapt(
-            task.bundle,
-            task.faces,
-            work,
-            task.config,
-            weights=task.weights,
-            real=task.real,
-            camera=task.name,
-            keep=task.keep,
-            show=show,
-            tell=lambda line: tell(f"{task.name}: {line}"),
-        )
+        report = adapt(task.bundle, task.faces, work, task.config, **given, show=show, tell=say)
         result = _made(task, place, report)
     except GateFailedError as exc:
         result = CameraResult(camera=task.name, state="refused", reason=str(exc))
@@ -186,7 +180,7 @@ def adapt_camera(
         log.debug("camera %s failed", task.name, exc_info=True)
         reason = str(exc) if isinstance(exc, UfrEdgeError) else f"{type(exc).__name__}: {exc}"
         result = CameraResult(camera=task.name, state="failed", reason=reason)
-    write_json(_result_path(task, place), {"asked": _asked(task), "result": to_json(result)})
+    write_json(_result_path(task, place), {"asked": to_json(task), "result": to_json(result)})
     tell(f"{task.name}: {result.state}")
     return result
 
@@ -196,7 +190,7 @@ def done(task: CameraTask, place: FleetPlace) -> CameraResult | None:
     try:
         value = read_json(_result_path(task, place))
         result = from_json(CameraResult, value["result"])
-        same = value["asked"] == _asked(task)
+        same = value["asked"] == to_json(task)
         if not same or result.state == "failed":
             return None
         if result.state == "made" and place.registry and not is_known(place.registry, Path(result.bundle)):
@@ -272,10 +266,6 @@ def _overlay(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any
         else:
             merged[name] = value
     return merged
-
-
-def _asked(task: CameraTask) -> dict[str, Any]:
-    return to_json(task)
 
 
 def _result_path(task: CameraTask, place: FleetPlace) -> Path:
