@@ -24,6 +24,7 @@ from ufr_edge.errors import BundleError, ConfigError, InputFileError, OutputErro
 from ufr_edge.files import sha256_file
 from ufr_edge.runtime.bundle import read_bundle, write_manifest
 from ufr_edge.runtime.bundle_archive import pack_bundle
+from ufr_edge.runtime.face_store import open_store
 from ufr_edge.runtime.faces_archive import pack_faces, unpack_faces
 from ufr_edge.runtime.fingerprint import Fingerprint, Value
 from ufr_edge.runtime.fingerprint_files import write_fingerprint
@@ -337,61 +338,110 @@ def test_the_child_has_low_priority_and_one_thread(tmp_path: Path, monkeypatch: 
 
 
 LOOP = """
-import sys, time
+import itertools, subprocess, sys, time
+from dataclasses import replace
 from pathlib import Path
+from test_recorder import SMALL, sighting
 from test_watch import AUTO, stats
 from ufr_edge.runtime.live.events import EventLog
 from ufr_edge.runtime.live.onsite import open_onsite
-from ufr_edge.runtime.versions import history, install_version
-import subprocess
+from ufr_edge.runtime.recorder import open_recorder
 
 site, new = Path(sys.argv[1]), Path(sys.argv[2])
 code = f'''
-import time
 from pathlib import Path
-from ufr_edge.runtime.versions import history, install_version
-from ufr_edge.files import sha256_file
-digest = sha256_file(Path({str(new)!r}) / "manifest.json")
-if all(v.manifest_sha256 != digest for v in history(Path({str(site)!r}))):
-    install_version(Path({str(site)!r}), Path({str(new)!r}))
+from ufr_edge.runtime.versions import install_once
+install_once(Path({str(site)!r}), Path({str(new)!r}))
 '''
 
 def start(work, faces):
     work.mkdir(parents=True, exist_ok=True)
     return subprocess.Popen([sys.executable, "-c", code])
 
-with open_onsite(site, AUTO, start, events=EventLog()) as loop:
-    kept = 0
+with (
+    open_recorder(site / "faces", replace(SMALL, max_faces=10_000)) as recorder,
+    open_onsite(site, AUTO, start, events=EventLog()) as loop,
+):
     print("up", flush=True)
-    while loop.state["state"] != "installed":
-        loop.tick(stats(drifted=True, kept=kept))
-        kept += 1
+    for n in itertools.count():
+        recorder.offer(sighting(n, seed=n))
+        print(len(list((site / "faces").glob("[0-9]*.png"))), flush=True)
+        loop.tick(stats(drifted=True, kept=recorder.stats.kept))
+        if loop.state["state"] == "installed":
+            break
         time.sleep(0.01)
 """
+KILLS = 50
+
+
+@dataclass
+class Box:
+    """A site whose loop is started, killed and started again, each time as a process group of its own."""
+
+    folder: Path
+    new: Path
+
+    def install(self, number: int, one: Path) -> Path:
+        site = self.folder / f"door-{number:02d}"
+        install_version(site, one)
+        return site
+
+    def run(self, site: Path, *, kill_after: float | None) -> tuple[bool, int, float]:
+        """Whether it came to its end, how many faces it had written when last heard of, and seconds from "up" on."""
+        place = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+        command = [sys.executable, "-c", textwrap.dedent(LOOP), str(site), str(self.new)]
+        with subprocess.Popen(command, env=place, stdout=subprocess.PIPE, start_new_session=True) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"up\n"
+            since = time.monotonic()
+            if kill_after is not None:
+                try:
+                    process.wait(kill_after)
+                except subprocess.TimeoutExpired:
+                    os.killpg(process.pid, signal.SIGKILL)
+            told = process.stdout.read().split(b"\n")[:-1]  # what was cut off in the middle says nothing
+            code = process.wait()
+        assert code in (0, -signal.SIGKILL), code
+        return code == 0, max(map(int, told), default=0), time.monotonic() - since
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.skipif(os.name == "nt", reason="needs kill -9")
-def test_killed_anywhere_the_old_or_the_new_version_is_current_and_whole(tmp_path: Path) -> None:
-    site, new = tmp_path / "door", write_tiny_bundle(tmp_path / "two.ufr", name="two")
-    install_version(site, write_tiny_bundle(tmp_path / "one.ufr", name="one"))
-    rng = random.Random(0)
-    command = [sys.executable, "-c", textwrap.dedent(LOOP), str(site), str(new)]
-    place = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-    for _ in range(12):
-        with subprocess.Popen(command, env=place, stdout=subprocess.PIPE, start_new_session=True) as process:
-            assert process.stdout is not None
-            process.stdout.readline()
-            time.sleep(rng.uniform(0, 0.8))
-            os.killpg(process.pid, signal.SIGKILL)
+def test_killed_at_50_points_the_old_or_the_new_version_is_current_and_whole(tmp_path: Path) -> None:
+    """The points are spread evenly over what one undisturbed run takes; a new site follows one that is through."""
+    box = Box(tmp_path, write_tiny_bundle(tmp_path / "two.ufr", name="two"))
+    one = write_tiny_bundle(tmp_path / "one.ufr", name="one")
+    whole, _, lasts = box.run(box.install(0, one), kill_after=None)
+    assert whole
+    rng, kills, sites, seen = random.Random(0), 0, 1, set[tuple[str, str]]()
+    site = box.install(sites, one)
+    while kills < KILLS:
+        ended, written, _ = box.run(site, kill_after=rng.uniform(0, lasts))
         version = current_version(site)
         read_bundle(version.path).check()
         assert version.name in ("one", "two")
-        assert read_state(site)["run"] <= 1
-    subprocess.run(command, env=place, check=True, timeout=300, stdout=subprocess.DEVNULL)
-    assert [version.name for version in history(site)] == ["one", "two"]
-    assert current_version(site).name == "two"
+        state = read_state(site)
+        assert state["run"] <= 1
+        with open_store(site / "faces") as store:
+            assert len(store.rows) >= written  # nothing that was there before the cut is lost
+            assert {row.file for row in store.rows.values()} == {
+                p.name for p in (site / "faces").glob("*.png")
+            }
+        seen.add((version.name, state["state"]))
+        kills += not ended
+        if ended:
+            assert [found.name for found in history(site)] == ["one", "two"]
+            assert (version.name, state["state"]) == ("two", "installed")
+            sites += 1
+            site = box.install(sites, one)
+    assert box.run(site, kill_after=None)[0]
+    assert [found.name for found in history(site)] == ["one", "two"]
+    assert {
+        ("one", "none"),
+        ("one", "running"),
+        ("two", "installed"),
+    } <= seen  # the points did fall on all of it
 
 
 def faces(folder: Path, count: int = 3) -> Path:

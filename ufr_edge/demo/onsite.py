@@ -48,6 +48,7 @@ from ufr_edge.runtime.face_store import read_rows
 from ufr_edge.runtime.faces.detect import FaceDetector
 from ufr_edge.runtime.live.onsite import WORK, OnsiteConfig
 from ufr_edge.runtime.live.shadow import SwapConfig
+from ufr_edge.runtime.live.stream import StreamConfig
 from ufr_edge.runtime.pipeline import infer_all
 from ufr_edge.runtime.version_link import linked_number, version_path
 from ufr_edge.runtime.versions import install_version
@@ -77,7 +78,7 @@ _FRAMES_TO_MEASURE = 4  # of each of those unseen
 class OnsiteDemoConfig:
     """before, after: presets, the camera as it was and as it becomes. before_s: how long the first is played at least;
     most_minutes: when the stream ends in any case. shift_s: how long each two people stay. steps, least_faces: of the
-    re-adaptation. deadline_ms: of a frame, None: as always. oracle: train one on the true pairs of the same faces, to
+    re-adaptation. stream: paced, as a camera is. oracle: train one on the true pairs of the same faces, to
     know how far one could come.
     """
 
@@ -94,7 +95,7 @@ class OnsiteDemoConfig:
     steps: int = 150
     least_faces: int = 64
     linger_s: float = 10.0
-    deadline_ms: float | None = None
+    stream: StreamConfig = field(default_factory=lambda: StreamConfig(pace=True))
     swap: SwapConfig = field(default_factory=SwapConfig)
     engine: EngineRequest = field(default_factory=lambda: EngineRequest(format="onnx", precision="int8"))
     oracle: bool = True
@@ -222,7 +223,7 @@ def watch(reel: Reel, out: Path, config: OnsiteDemoConfig, *, tell: Tell) -> Tra
         readapt=("--steps", str(config.steps), "--least-faces", str(config.least_faces)),
         camera=CAMERA,
         linger_s=config.linger_s,
-        deadline_ms=config.deadline_ms,
+        stream=config.stream,
         seconds=60 * config.most_minutes,
     )
     return watch_site(str(out / REEL / "*.mp4"), out / DOOR, out / FACES_SEEN, watched, tell=tell)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ufr_edge.demo.onsite_story import Mark, Sample, Trace
@@ -40,7 +40,7 @@ class WatchedConfig:
     camera: str = "door"
     linger_s: float = 10.0
     seconds: float = 1200.0
-    deadline_ms: float | None = None
+    stream: StreamConfig = field(default_factory=lambda: StreamConfig(pace=True))
 
 
 def watch_site(
@@ -51,7 +51,7 @@ def watch_site(
     """
     events = EventLog(kept=_KEPT)
     live = LiveConfig(
-        stream=StreamConfig(pace=True, seconds=config.seconds, deadline_ms=config.deadline_ms),
+        stream=replace(config.stream, seconds=config.seconds),
         observer=ObserverConfig(
             record=faces,
             recorder=RecorderConfig(camera=config.camera),
