@@ -27,6 +27,7 @@ T = TypeVar("T")
 MIN_IMAGES = 8
 _MIN_STD = 3.0  # uint8 levels: below it an image is blank
 _MIN_CORRELATION = 0.2  # white noise has 0; the noisiest real face lies far above (low frequencies dominate)
+_MOST_BAD = 0.25  # share of blank images and noise above which the folder is refused
 _SAME_LEVELS = 1.5  # mean difference of 16x16 thumbnails below which two frames show the same thing
 _COLLECT = "Collect faces from the camera: ufr-edge collect SOURCE -o FOLDER"
 
@@ -61,7 +62,8 @@ class CalibrationSet:
     frames: uint8 RGB (N, S, S, 3). paths: where they came from, in the same order.
     held_out: uint8 RGB (M, S, S, 3), M may be 0: frames of the same camera that calibration does not see;
     held_paths: where those came from. set_id: SHA-256 over the pixels of `frames`, 64 hex digits.
-    found: images in the folder. duplicates: near-duplicates dropped of those looked at. config: how it was chosen.
+    found: images in the folder. duplicates: near-duplicates dropped of those looked at. bad: names of those left out
+    because they show nothing or noise. config: how it was chosen.
     """
 
     frames: Frame
@@ -72,6 +74,7 @@ class CalibrationSet:
     found: int
     duplicates: int
     config: CalibrationConfig
+    bad: tuple[str, ...] = ()
 
     def record(self) -> dict[str, Any]:
         """The choice as a value for json.dumps: counts, seed, and the file names chosen."""
@@ -79,6 +82,7 @@ class CalibrationSet:
             "set_id": self.set_id,
             "found": self.found,
             "duplicates": self.duplicates,
+            "left_out": list(self.bad),
             "seed": self.config.seed,
             "chosen": [path.name for path in self.paths],
             "held_out": [path.name for path in self.held_paths],
@@ -88,11 +92,11 @@ class CalibrationSet:
 def load_calibration(folder: Path, side: int, *, config: CalibrationConfig | None = None) -> CalibrationSet:
     """Choose aligned faces (square images) from `folder`, resized to side x side.
 
-    Deterministic: near-duplicates are dropped, every fifth frame (up to `hold_out`) is held out, and of the rest
+    Deterministic: blank images and random noise are left out, near-duplicates are dropped, every fifth frame (up to `hold_out`) is held out, and of the rest
     `limit` are taken as unlike each other as can be (farthest-point sampling), in the order of their names.
-    Raises CalibrationError when the folder is missing, holds fewer than 8 different images, no faces, or an image
-    that is not square, blank or random noise; InputFileError when one is damaged; BackendUnavailableError when
-    the face detector is missing.
+    Raises CalibrationError when the folder is missing, holds fewer than 8 different images, no faces, an image that is
+    not square, or more than a quarter that are blank or random noise; InputFileError when one is damaged;
+    BackendUnavailableError when the face detector is missing.
     """
     chosen_by = config or CalibrationConfig()
     found = list_images(folder)
@@ -102,7 +106,10 @@ def load_calibration(folder: Path, side: int, *, config: CalibrationConfig | Non
     # Three times the limit leaves enough to choose from and bounds the time spent on a large folder.
     paths = _spread(found, 3 * chosen_by.limit + chosen_by.hold_out)
     images = [read_face(path, side) for path in paths]
-    _refuse_bad(paths, images)
+    bad = _bad(paths, images)
+    if bad:
+        fit = [i for i, path in enumerate(paths) if path.name not in bad]
+        paths, images = [paths[i] for i in fit], [images[i] for i in fit]
     kept = _distinct(images)
     if len(kept) < MIN_IMAGES:
         msg = f"{folder} holds only {len(kept)} different images; calibration needs at least {MIN_IMAGES}. {_COLLECT}"
@@ -120,7 +127,15 @@ def load_calibration(folder: Path, side: int, *, config: CalibrationConfig | Non
         found=len(found),
         duplicates=len(images) - len(kept),
         config=chosen_by,
+        bad=bad,
     )
+
+
+def face_fault(face: Frame) -> str | None:
+    """What makes uint8 RGB (S, S, 3) no face to adapt or calibrate to: "blank", "random noise", or None."""
+    if face.mean(axis=2).std() < _MIN_STD:
+        return "blank"
+    return "random noise" if neighbour_correlation(face) < _MIN_CORRELATION else None
 
 
 def load_faces(folder: Path, side: int, *, limit: int) -> Frame:
@@ -197,18 +212,15 @@ def _refuse_faceless(folder: Path, images: Sequence[Frame]) -> None:
         raise CalibrationError(msg)
 
 
-def _refuse_bad(paths: Sequence[Path], images: Sequence[Frame]) -> None:
-    checks = (
-        ("blank", [p for p, i in zip(paths, images, strict=True) if i.mean(axis=2).std() < _MIN_STD]),
-        (
-            "random noise",
-            [p for p, i in zip(paths, images, strict=True) if neighbour_correlation(i) < _MIN_CORRELATION],
-        ),
-    )
-    for what, bad in checks:
-        if bad:
-            msg = f"{len(bad)} of {len(paths)} calibration images are {what}, not faces (first: {bad[0]}). {_COLLECT}"
-            raise CalibrationError(msg)
+def _bad(paths: Sequence[Path], images: Sequence[Frame]) -> tuple[str, ...]:
+    """Names of the images that are no faces. Raises CalibrationError when they are more than a quarter."""
+    faults = {path: fault for path, image in zip(paths, images, strict=True) if (fault := face_fault(image))}
+    if len(faults) > _MOST_BAD * len(paths):
+        what = " or ".join(sorted(set(faults.values())))
+        first = next(iter(faults))
+        msg = f"{len(faults)} of {len(paths)} calibration images are {what}, not faces (first: {first}). {_COLLECT}"
+        raise CalibrationError(msg)
+    return tuple(path.name for path in faults)
 
 
 def _distinct(images: Sequence[Frame]) -> list[int]:

@@ -162,10 +162,27 @@ def test_constant_images_are_refused(tmp_path: Path) -> None:
         _load(tmp_path)
 
 
-def test_one_bad_image_among_good_ones_is_named(tmp_path: Path) -> None:
-    write_faces(tmp_path, 10)
-    cv2.imwrite(str(tmp_path / "005.png"), np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3)))
-    with pytest.raises(CalibrationError, match=r"1 of 10 .* random noise.*005\.png"):
+def _spoil(folder: Path, count: int) -> None:
+    """Turn the first `count` pictures into noise and black ones."""
+    for number in range(count):
+        noise = np.random.default_rng(number).integers(0, 256, (SIDE, SIDE, 3))
+        cv2.imwrite(str(folder / f"{number:03d}.png"), noise if number % 2 == 0 else 0 * noise)
+
+
+def test_a_bad_image_among_good_ones_is_left_out_and_recorded(tmp_path: Path) -> None:
+    write_faces(tmp_path, 12)
+    _spoil(tmp_path, 3)
+    data = _load(tmp_path)
+    assert data.bad == ("000.png", "001.png", "002.png")
+    assert data.record()["left_out"] == list(data.bad)
+    assert len(data.frames) + len(data.held_out) == 9
+    assert not {path.name for path in (*data.paths, *data.held_paths)} & set(data.bad)
+
+
+def test_more_than_a_quarter_of_bad_images_is_refused(tmp_path: Path) -> None:
+    write_faces(tmp_path, 12)
+    _spoil(tmp_path, 4)
+    with pytest.raises(CalibrationError, match=r"4 of 12 .* blank or random noise.*000\.png"):
         _load(tmp_path)
 
 
