@@ -22,6 +22,7 @@ AnyModel: TypeAlias = EdgeUNet | SpandrelRestorer
 """A restorer network that can be trained, copied (`copy.deepcopy`), exported and saved; see `protocol.Restorer`."""
 
 _FORMAT = "ufr-edge-checkpoint-1"
+_EXPECTED = f"{EXPECTED}, or an edge restorer of ours as adapt and pretrain write it ({WEIGHTS_NAME} with its header)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,7 @@ def load_any_restorer(source: str | Path, *, accept_licence: bool = False) -> An
     state = read_state_dict(path)
     guess = guess_architecture(state.keys())
     if guess is None or guess.arch not in ARCHITECTURES:
-        raise refuse(path, state, EXPECTED)
+        raise refuse(path, state, _EXPECTED)
     licences = _licences(guess.arch, source, header, accept=accept_licence)
     model = build_from_state(guess.arch, state, path)
     meta = {**header, **licences}
@@ -76,7 +77,7 @@ def restorer_licence(source: str | Path, *, accept: bool = False) -> str | None:
     state = read_state_dict(path)
     guess = guess_architecture(state.keys())
     if guess is None or guess.arch not in ARCHITECTURES:
-        raise refuse(path, state, EXPECTED)
+        raise refuse(path, state, _EXPECTED)
     return _licences(guess.arch, source, header, accept=accept)["licence"]
 
 
