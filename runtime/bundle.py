@@ -147,17 +147,19 @@ def choose_engine(
     fingerprint: Mapping[str, str],
     backends: Mapping[str, str],
     wanted: Wanted | None = None,
+    path: Path | None = None,
 ) -> Choice:
     """Choose the fastest kind of engine that fits; the same arguments always give the same choice.
 
     `fingerprint` is device_fingerprint() and `backends` installed_backends() of the machine in question.
     Order: TensorRT, OpenVINO, ONNX Runtime; within one int8, bf16, fp16, fp32; then the manifest's order.
+    path: of the bundle, for the message.
     Raises ConfigError when no engine is what is wanted, EngineMisfitError when those wanted do not fit the
     machine (naming the field), BackendUnavailableError when only their backend is missing.
     """
     fitting, refusals = rank_engines(manifest, fingerprint=fingerprint, backends=backends, wanted=wanted)
     if not fitting:
-        raise _none_fits(manifest, refusals)
+        raise _none_fits(manifest, refusals, path)
     best = fitting[0]
     outrun = [(entry.name, _why_behind(entry, best)) for entry in fitting[1:]]
     return Choice(best, (*outrun, *((name, str(error)) for name, error in refusals)))
@@ -195,7 +197,11 @@ def open_bundle_engine(
     bundle = read_bundle(path)
     wanted = Wanted(name=engine, backend=backend, precision=precision, device=device)
     choice = choose_engine(
-        bundle.manifest, fingerprint=device_fingerprint(), backends=installed_backends(), wanted=wanted
+        bundle.manifest,
+        fingerprint=device_fingerprint(),
+        backends=installed_backends(),
+        wanted=wanted,
+        path=path,
     )
     return open_entry(bundle, choice.entry, device=device, threads=threads, cache_dir=cache_dir)
 
@@ -281,7 +287,9 @@ def _misfit(entry: EngineEntry, fingerprint: Mapping[str, str], version: str, wa
     return None
 
 
-def _none_fits(manifest: Manifest, refusals: Sequence[tuple[str, UfrEdgeError]]) -> UfrEdgeError:
+def _none_fits(
+    manifest: Manifest, refusals: Sequence[tuple[str, UfrEdgeError]], path: Path | None
+) -> UfrEdgeError:
     """Build the error to raise: that of the engines that come closest to what was asked."""
     asked_for = [item for item in refusals if not isinstance(item[1], ConfigError)]
     listing = "; ".join(f"{name}: {error}" for name, error in asked_for or refusals)
@@ -290,7 +298,8 @@ def _none_fits(manifest: Manifest, refusals: Sequence[tuple[str, UfrEdgeError]])
     if any(isinstance(error, EngineMisfitError) for _, error in asked_for):
         msg = (
             f"No engine of {manifest.name} fits this machine: {listing}. "
-            "Choose another with --engine, or export it again on this machine."
+            "Choose another with --engine-name NAME, or build it here: give --rebuild, or run: "
+            f"ufr-edge bundle rebuild {path or 'BUNDLE'} --all-misfits"
         )
         return EngineMisfitError(msg)
     return BackendUnavailableError(f"No engine of {manifest.name} can run here: {listing}")

@@ -239,10 +239,10 @@ def test_every_field_of_the_fingerprint_must_be_equal_or_in_the_list(
 
 
 def test_another_tensorrt_version_is_a_misfit() -> None:
-    with pytest.raises(
-        EngineMisfitError, match=r"backend_version is 10\.8 here.*10\.9\.0\.34.*on this machine"
-    ):
-        choose_engine(manifest(TRT), fingerprint=JETSON, backends={"tensorrt": "10.8"})
+    words = r"backend_version is 10\.8 here.*10\.9\.0\.34.*--engine-name.*bundle rebuild door\.ufr --all-misfits"
+    with pytest.raises(EngineMisfitError, match=words):
+        here = {"tensorrt": "10.8"}
+        choose_engine(manifest(TRT), fingerprint=JETSON, backends=here, path=Path("door.ufr"))
 
 
 def test_bf16_needs_a_cpu_that_has_it() -> None:

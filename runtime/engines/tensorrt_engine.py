@@ -240,7 +240,8 @@ def _deserialize(trt: Any, path: Path, backend: str) -> tuple[Any, Any]:
         )
         msg = (
             f"{backend} {trt.__version__} refuses {path}: {reason}. "
-            "It was built by another version or for another GPU: export it again on this machine."
+            "It was built by another version or for another GPU. Build it here: give --rebuild, or run: "
+            "ufr-edge bundle rebuild BUNDLE --all-misfits"
         )
         raise EngineMisfitError(msg)
     return runtime, engine

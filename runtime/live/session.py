@@ -130,15 +130,13 @@ def open_engines(
     Raises as `open_bundle_engine`.
     """
     found = read_bundle(bundle)
-    fingerprint, backends = device_fingerprint(), installed_backends()
+    here = {"fingerprint": device_fingerprint(), "backends": installed_backends()}
     wanted = Wanted(name=engine, device=device)
-    entry = choose_engine(found.manifest, fingerprint=fingerprint, backends=backends, wanted=wanted).entry
+    entry = choose_engine(found.manifest, **here, wanted=wanted, path=bundle).entry
     wanted = Wanted(name=smaller, device=device)
-    fitting, _ = rank_engines(found.manifest, fingerprint=fingerprint, backends=backends, wanted=wanted)
+    fitting, _ = rank_engines(found.manifest, **here, wanted=wanted)
     if smaller is not None:  # raises when it does not fit
-        fitting = (
-            choose_engine(found.manifest, fingerprint=fingerprint, backends=backends, wanted=wanted).entry,
-        )
+        fitting = (choose_engine(found.manifest, **here, wanted=wanted, path=bundle).entry,)
     with ExitStack() as stack:
         full = stack.enter_context(open_entry(found, entry, device=device, threads=threads))
         second = None
