@@ -52,8 +52,9 @@ def pack_bundle(
 ) -> Path:
     """Write the bundle as the single file `out` (NAME.ufrz); the same bundle gives the same bytes.
 
-    Only the files of the manifest go in, each checked while it is read. Raises ConfigError (name), OutputError,
-    BundleError (a file is damaged, or more than `limits` would let out again).
+    Only the files of the manifest go in, each checked while it is read. With reference faces in it, the archive is
+    readable for its owner only. Raises ConfigError (name), OutputError, BundleError (a file is damaged, or more than
+    `limits` would let out again).
     """
     if out.suffix != SUFFIX:
         msg = f"An archive's name ends in {SUFFIX}; got {out}. Give -o NAME{SUFFIX}"
@@ -62,7 +63,8 @@ def pack_bundle(
     allowed = limits or ArchiveLimits()
     paths = {MANIFEST: bundle.path / MANIFEST}
     paths |= {name: bundle.file(name) for name in sorted(bundle.manifest.files)}
-    return pack_files(paths, bundle.manifest.files, out, limits=allowed)
+    mode = 0o600 if bundle.manifest.shows_people else 0o644
+    return pack_files(paths, bundle.manifest.files, out, limits=allowed, mode=mode)
 
 
 def pack_files(

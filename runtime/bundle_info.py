@@ -57,6 +57,7 @@ class BundleInfo:
         ]
         return plain | {
             "path": str(self.path),
+            "shows_people": self.manifest.shows_people,
             "size": self.size,
             "chosen": self.chosen,
             "engines": engines,

@@ -109,6 +109,11 @@ class Manifest:
         msg = f"The bundle {self.name} has no engine {name!r}; it has: {', '.join(e.name for e in self.engines)}."
         raise BundleError(msg)
 
+    @property
+    def shows_people(self) -> bool:
+        """Whether reference faces, pictures of people, are among the files."""
+        return any(name.startswith(f"{REFERENCE}/") for name in self.files)
+
     def to_json(self) -> dict[str, Any]:
         """Return a value for json.dumps."""
         return {item.name: _plain(getattr(self, item.name)) for item in fields(self)}

@@ -9,14 +9,18 @@ import os
 import shutil
 import stat
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from tiny_bundle import write_tiny_bundle
 
+from ufr_edge.cli import main
 from ufr_edge.errors import BundleError, ConfigError, InputFileError, OutputError
-from ufr_edge.runtime.bundle import read_bundle
+from ufr_edge.files import sha256_file
+from ufr_edge.runtime.bundle import read_bundle, write_manifest
 from ufr_edge.runtime.bundle_archive import ArchiveLimits, pack_bundle, unpack_bundle
 
 Entry = tuple[zipfile.ZipInfo | str, bytes]
@@ -78,6 +82,23 @@ def test_the_same_bundle_gives_the_same_bytes(bundle: Path, archive: Path, tmp_p
     assert again.read_bytes() == archive.read_bytes()
     with zipfile.ZipFile(archive) as zipped:
         assert zipped.namelist() == ["manifest.json", "tiny.onnx"]
+
+
+def test_an_archive_with_pictures_of_people_says_so_and_is_for_its_owner(
+    bundle: Path, archive: Path, tmp_path: Path
+) -> None:
+    assert stat.S_IMODE(archive.stat().st_mode) == 0o644
+    face = bundle / "reference" / "lq" / "000.png"
+    face.parent.mkdir(parents=True)
+    face.write_bytes(b"a face")
+    whole = read_bundle(bundle).manifest
+    write_manifest(bundle, replace(whole, files={**whole.files, "reference/lq/000.png": sha256_file(face)}))
+    out, words = tmp_path / "people.ufrz", "holds pictures of people"
+    result = CliRunner().invoke(main, ["bundle", "pack", str(bundle), "-o", str(out)])
+    assert result.exit_code == 0 and words in result.output and stat.S_IMODE(out.stat().st_mode) == 0o600
+    assert words in CliRunner().invoke(main, ["bundle", "info", str(bundle)]).output
+    told = json.loads(CliRunner().invoke(main, ["bundle", "info", str(bundle), "--json"]).stdout)
+    assert told["shows_people"] is True
 
 
 def test_packing_refuses_what_is_damaged_or_too_large(bundle: Path, tmp_path: Path) -> None:
