@@ -134,6 +134,25 @@ def test_a_sink_that_cannot_be_is_told_before_the_source_is_opened(
     assert code == 1 and words in errors and "nowhere" not in errors
 
 
+def test_a_report_that_cannot_be_written_is_told_before_the_start(tmp_path: Path, bundle: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for bad, words in ((tmp_path / "file" / "r.json", "cannot be written"), (tmp_path, "is a folder")):
+        code, output, errors = stream("nowhere.mp4", "null://", "--bundle", bundle, "--report", bad)
+        assert code == 1 and words in errors and "nowhere" not in errors and output == ""
+    good = tmp_path / "deep" / "r.json"
+    stream("nowhere.mp4", "null://", "--bundle", bundle, "--report", good)
+    assert list(good.parent.iterdir()) == []  # a check leaves nothing
+
+
+def test_a_refused_network_sink_does_not_speak_of_sound(tmp_path: Path, bundle: Path) -> None:
+    clip = write_clip(tmp_path / "in.mkv", 3)
+    code, _, errors = stream(
+        clip, "rtsp://me:hunter2@127.0.0.1:9/x", "--bundle", bundle, "--timeout", 1, "--reconnect", 0
+    )
+    assert code == 1 and "Connection refused" in errors
+    assert "sound" not in errors and "kept" not in errors and "hunter2" not in errors
+
+
 def test_a_zero_length_file_is_one_line(tmp_path: Path, bundle: Path) -> None:
     (tmp_path / "in.mp4").write_bytes(b"")
     code, _, errors = stream(tmp_path / "in.mp4", tmp_path / "out.mp4", "--bundle", bundle)

@@ -63,6 +63,20 @@ def check_free(path: Path, *, overwrite: bool) -> None:
         raise OutputError(msg)
 
 
+def check_writable(path: Path) -> None:
+    """Raise OutputError unless a file can be written at `path`, whose folder is made: to say so before the work."""
+    if path.is_dir():
+        msg = f"{path} is a folder. Name a file in it."
+        raise OutputError(msg)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(prefix=f".{path.stem}.", dir=path.parent):
+            pass
+    except OSError as exc:
+        msg = f"{path} cannot be written: {exc.strerror}. Choose another output."
+        raise OutputError(msg) from exc
+
+
 def check_replaceable(path: Path, record: str) -> None:
     """Raise OutputError when folder `path` holds something and lacks the file `record` that our own results have.
 

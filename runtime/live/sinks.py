@@ -174,7 +174,8 @@ class VideoSink:
             return act()
         except (OSError, ValueError) as exc:  # OutputError too: its text may quote the address
             what = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
-            msg = f"{self.name} cannot be written: {self._uri.hide(str(what))}. What was written until then is kept."
+            tail = " What was written until then is kept." if self._uri.kind == "path" else ""
+            msg = f"{self.name} cannot be written: {self._uri.hide(str(what)).rstrip('.')}.{tail}"
             raise OutputError(msg) from None
 
 

@@ -113,5 +113,8 @@ def output_errors(kind: str) -> Iterator[None]:
     except (av.error.FFmpegError, ValueError) as exc:
         if isinstance(exc, OSError) and exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES):
             raise
-        msg = f"{kind} file cannot be written ({exc}). If it has unusual sound, choose .mkv."
+        if not kind.startswith("."):  # a muxer's name: an address, not a file
+            msg = f"{kind} stream cannot be written ({exc})."
+        else:
+            msg = f"{kind} file cannot be written ({exc}). If it has unusual sound, choose .mkv."
         raise OutputError(msg) from exc

@@ -21,7 +21,7 @@ from ufr_edge.cli.options import FOLDER, stack
 from ufr_edge.cli.restoring import encode_config, encode_options, face_options, pipeline_config
 from ufr_edge.cli.settings import settings_option
 from ufr_edge.errors import ConfigError, ExitCode, UfrEdgeError
-from ufr_edge.files import write_json
+from ufr_edge.files import check_writable, write_json
 from ufr_edge.runtime.bundle import read_bundle
 from ufr_edge.runtime.faces.detect import DetectorConfig
 from ufr_edge.runtime.fingerprint import Fingerprint
@@ -105,6 +105,8 @@ def play(
 
     needs_drift: the option that is of no use unless drift can be seen; ConfigError when it cannot.
     """
+    if given["report"] is not None:
+        check_writable(given["report"])
     config, events = replace(_config(given), observer=_observer(given, needs_drift)), EventLog()
     ended, error = "failed", None
     wish = EngineWish(
@@ -243,12 +245,15 @@ def _hand_over(
     stream: LiveStream, events: EventLog, ended: str, error: str | None, given: dict[str, Any]
 ) -> None:
     report = stream_report(stream, events, ended=ended, error=error)
-    if given["report"] is not None:
-        write_json(given["report"], report)
     if given["as_json"]:
         click.echo(json.dumps(report, indent=2))
-        return
-    stats = stream.snapshot()
+    else:
+        _print_end(stream.snapshot(), ended)
+    if given["report"] is not None:  # last: should the disk be full, the numbers have been printed
+        write_json(given["report"], report)
+
+
+def _print_end(stats: LiveStats, ended: str) -> None:
     click.echo(f"{ended}: {status_text(stats)}")
     for stage in stats.stages:
         click.echo(
