@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from spandrel_nets import architecture, codeformer, swinir, swinir_state
 from torch import nn
 
+from ufr_edge.adaptation.training import load_checkpoint
 from ufr_edge.errors import ConfigError, InputFileError, ModelFileError, ShapeError
 from ufr_edge.export.onnx_export import export_onnx
 from ufr_edge.restorers.checkpoints import describe, read_state_dict
@@ -98,6 +99,25 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
         read_state_dict(saved(tmp_path / "x.pth", {"epoch": 1, "optimizer": {"lr": 1.0}}))
 
 
+def test_what_torch_says_of_a_bad_file_is_never_passed_on(tmp_path: Path) -> None:
+    """Its advice for a hostile file is to unpickle it."""
+    whole = saved(tmp_path / "whole.pth", TENSORS).read_bytes()
+    evil = saved(tmp_path / "evil.pth", {"p": Evil()}).read_bytes()
+    random = np.random.default_rng(0).bytes(5000)
+    cases = {
+        "calls [a-z]+.mkdir.*do not trust": evil,
+        "was cut short": whole[:-300],
+        "neither an archive": random,
+        "bytes are neither": bytes(5000),
+    }
+    for words, content in cases.items():
+        for name in ("net.pth", "checkpoint.pt"):
+            (tmp_path / name).write_bytes(content)
+            with pytest.raises(ModelFileError, match=words) as caught:
+                load_checkpoint(tmp_path / name, kind="restorer") if name.endswith(".pt") else read_state_dict(tmp_path / name)
+            assert "weights_only" not in str(caught.value) and "Error" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("keys", "label"),
     [
@@ -110,7 +130,7 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
 )
 def test_a_wrong_file_says_what_it_is_and_what_was_expected(tmp_path: Path, keys: list[str], label: str) -> None:
     path = saved(tmp_path / "x.pth", {key: torch.zeros(2) for key in keys})
-    with pytest.raises(ModelFileError, match=f"{label}.*expected a face restorer: SwinIR"):
+    with pytest.raises(ModelFileError, match=f"{label}.*expected a face restorer: SwinIR.*edge restorer of ours"):
         load_any_restorer(path)
 
 

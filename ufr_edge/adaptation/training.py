@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ufr_edge.errors import ConfigError, ModelFileError, TrainingError
 from ufr_edge.files import atomic_file
+from ufr_edge.restorers.checkpoints import why_unreadable
 from ufr_edge.runtime.device import cpu_features
 
 M = TypeVar("M", bound=nn.Module)
@@ -183,7 +184,7 @@ def load_checkpoint(path: Path, *, kind: str) -> dict[str, Any] | None:
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as exc:  # border: torch raises many kinds for a damaged file
-        msg = f"{path} is damaged ({type(exc).__name__}). Remove it to start over."
+        msg = f"{path} is damaged: {why_unreadable(path, exc)}. Remove it to start over."
         raise ModelFileError(msg) from exc
     if not isinstance(state, dict) or state.get("kind") != kind:
         msg = f"{path} is no checkpoint of {kind}. Choose another output folder."

@@ -28,6 +28,7 @@ from ufr_edge.files import read_json, sha256_file
 from ufr_edge.priors.improved_diffusion import load_improved_diffusion
 from ufr_edge.priors.model import DiffusionPrior
 from ufr_edge.priors.schedule import BASE_STEPS, BETA_END, BETA_START
+from ufr_edge.restorers.checkpoints import why_unreadable
 from ufr_edge.restorers.registry import KNOWN_MODELS, find_known, recognise, require_licence
 from ufr_edge.weights import WEIGHTS_DIR
 
@@ -225,5 +226,7 @@ def _file_errors(folder: Path) -> Iterator[None]:
         # torch lists one misfit a line under a heading; the first tells enough.
         lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
         reason = " ".join(lines[:2])[:300] or type(exc).__name__
+        if "weights_only" in str(exc) and (folder / _PICKLED).is_file():  # torch would have it unpickled all the same
+            reason = why_unreadable(folder / _PICKLED, RuntimeError(str(exc)))
         msg = f"{folder} is damaged or holds another network ({reason}). Fetch or train it again."
         raise ModelFileError(msg) from exc

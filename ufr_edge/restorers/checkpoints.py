@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import zipfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ StateDict: TypeAlias = dict[str, Tensor]
 
 _WRAPPERS = ("params_ema", "params", "state_dict")
 _PREFIXES = ("module.", "_orig_mod.")
+_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")  # how torch names what a pickle would import
+_PICKLE = b"\x80"
 
 
 @dataclass(frozen=True)
@@ -139,11 +142,28 @@ def _file_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except pickle.UnpicklingError as exc:
-        with path.open("rb") as file:
-            start = file.read(200).lstrip().lower()
-        reason = "it is a web page, not a model" if start.startswith(b"<") else str(exc).splitlines()[0][:200]
-        msg = f"{path} is not read: only tensors are, never other pickled objects ({reason})."
+        msg = f"{path} is not read: only tensors are, never other pickled objects ({why_unreadable(path, exc)})."
         raise ModelFileError(msg) from exc
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as exc:
-        msg = f"{path} is damaged or no checkpoint ({first_misfit(exc)}). Fetch it again."
+        msg = f"{path} is damaged or no checkpoint ({why_unreadable(path, exc)}). Fetch it again."
         raise ModelFileError(msg) from exc
+
+
+def why_unreadable(path: Path, exc: Exception) -> str:
+    """Say in words of our own what torch's error about a file means: its advice is to unpickle whatever is inside."""
+    if isinstance(exc, (SafetensorError, OSError)):
+        return first_misfit(exc)
+    with path.open("rb") as file:
+        start = file.read(200)
+    if not start:
+        return "it is empty"
+    if start.lstrip().startswith(b"<"):
+        return "it is a web page, not a model"
+    if found := _GLOBAL.search(str(exc)):
+        return f"it calls {found.group(1)}, which is code that would run on this machine; do not trust the file"
+    whole = zipfile.is_zipfile(path)
+    if start.startswith(b"PK"):
+        return "its archive holds no tensors that can be read" if whole else "it was cut short: the end is missing"
+    if start.startswith(_PICKLE) and isinstance(exc, (EOFError, RuntimeError)):
+        return "it was cut short: the end is missing"
+    return "its bytes are neither an archive of torch nor a pickle of tensors"
