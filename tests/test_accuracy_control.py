@@ -14,7 +14,7 @@ from export_helpers import ANY_PICTURES, SIDE, hostile_model, tiny_restorer, wri
 from ufr_edge.calibration import accuracy_control
 from ufr_edge.calibration.accuracy_control import METHOD, AccuracyControl
 from ufr_edge.calibration.compare import pattern_frames
-from ufr_edge.calibration.gate import GateConfig, face_drops, make_gate_set
+from ufr_edge.calibration.gate import NOMINAL_DB, GateConfig, face_drops, make_gate_set
 from ufr_edge.cli import main
 from ufr_edge.errors import GateFailedError
 from ufr_edge.export.bundle_export import ExportOptions, ExportReport, export_bundle
@@ -42,19 +42,17 @@ def _validate(control: AccuracyControl) -> Callable[[Any, Iterable[int]], tuple[
 def test_the_metric_is_the_drop_that_the_gate_measures() -> None:
     control = _control()
     validate = _validate(control)
-    base, engine = _off_by(1), _off_by(3)
-    assert validate(base, [0]) == (0.0, [0.0])  # NNCF's own float run is where it counts from
-    assert validate(base, [0, 1, 2]) == (0.0, [0.0] * 3)
-    mean, each = validate(engine, [2, 0])
+    mean, each = validate(_off_by(0), range(3))
+    assert mean == pytest.approx(NOMINAL_DB)
+    mean, each = validate(_off_by(3), [2, 0])
     drops = face_drops(_off_by(3)(FACES)[0], control.gate)
-    assert each == pytest.approx([-drops[2], -drops[0]])
-    assert mean == pytest.approx(-(drops[0] + drops[2]) / 2)
+    assert each == pytest.approx([NOMINAL_DB - drops[2], NOMINAL_DB - drops[0]])
+    assert mean == pytest.approx(NOMINAL_DB - (drops[0] + drops[2]) / 2)
 
 
 def test_the_time_ends_the_search() -> None:
     ticks = iter([0.0, 5.0, 11.0])
     validate = _validate(_control(clock=lambda: next(ticks)))
-    validate(_off_by(0), [0])
     validate(_off_by(1), [0])
     with pytest.raises(accuracy_control._TimeOverError):
         validate(_off_by(1), [0])
