@@ -254,6 +254,12 @@ def test_asked_against_is() -> None:
     assert (lost.measured, lost.met) == ("0.40 dB", False)
 
 
+def test_frames_that_were_let_through_are_told_beside_the_rate() -> None:
+    during = {"fps_out": 15.0, "frames_out": 1000, "carried": 120, "passed": 5}
+    row = rows_of(phases={"before": {"fps_out": 15.0}, "during": during})["frame rate kept while re-adapting"]
+    assert (row.measured, row.met) == ("100.0% (12.0% carried, 0.5% passed)", True)
+
+
 def test_what_was_not_measured_is_not_met() -> None:
     rows = rows_of(quality=quality(oracle=False), phases={"before": {"fps_out": 15.0}}, drops=None)
     for what in (

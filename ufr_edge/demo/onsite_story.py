@@ -191,16 +191,27 @@ def verdicts(
 ) -> list[Row]:
     """Asked against is, a row each."""
     seen, total = _since(story.switch, story.drift), _since(story.switch, story.swap)
-    kept = _ratio(phases, "fps_out")
     return [
         _row("alarms before the camera changed", "none", story.false_alarms, lambda v: v == 0, "{:.0f}"),
         _row("drift raised after the camera changed", "within 60 s", seen, lambda v: v <= ASKED_DRIFT_S, "{:.0f} s"),
         _row("the camera's change to the new engine, unattended", "under 20 min", total,
              lambda v: v < ASKED_TOTAL_S, "{:.0f} s"),
-        _row("frame rate kept while re-adapting", "at least 80 %", kept, lambda v: v >= ASKED_RATE, "{:.1%}"),
+        _rate_row(phases),
         _row("frames dropped within 2 s of the swap", "none", swap_drops, lambda v: v == 0, "{:.0f}"),
         *_quality_rows(quality),
     ]  # fmt: skip
+
+
+def _rate_row(phases: Mapping[str, Mapping[str, float]]) -> Row:
+    """Frames that came out on time by being left unrestored are no credit, so they are told beside it."""
+    kept, during = _ratio(phases, "fps_out"), phases.get("during", {})
+    row = _row(
+        "frame rate kept while re-adapting", "at least 80 %", kept, lambda v: v >= ASKED_RATE, "{:.1%}"
+    )
+    if kept is None or not during.get("frames_out"):
+        return row
+    shares = [f"{during.get(name, 0) / during['frames_out']:.1%} {name}" for name in ("carried", "passed")]
+    return replace(row, measured=f"{row.measured} ({', '.join(shares)})")
 
 
 def _quality_rows(quality: Quality) -> list[Row]:
