@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ufr_edge.errors import BundleError, ConfigError, InputFileError
-from ufr_edge.files import check_free, sha256_file, write_json
+from ufr_edge.files import check_free, disk_errors, sha256_file, write_json
 from ufr_edge.runtime.bundle_archive import ArchiveLimits, pack_files, unpack_files
 from ufr_edge.runtime.face_store import INDEX
 from ufr_edge.runtime.images import is_image
@@ -22,7 +25,8 @@ _KIND = "ufr-edge-faces-1"
 def pack_faces(folder: Path, out: Path, *, overwrite: bool = False) -> int:
     """Write the pictures of a folder, and its index, as the file `out` (NAME.ufrf); returns how many pictures.
 
-    The file is for its owner only: it shows people. Raises ConfigError (name), InputFileError (no pictures),
+    The file is for its owner only: it shows people. A recorder may be at work in the folder: what it removes before it
+    is held is left out. Raises ConfigError (name), InputFileError (no pictures),
     OutputError, BundleError (more than `LIMITS`).
     """
     if out.suffix != FACES_SUFFIX:
@@ -36,18 +40,40 @@ def pack_faces(folder: Path, out: Path, *, overwrite: bool = False) -> int:
             f"{folder} holds no faces. Record some: ufr-edge stream SOURCE SINK --bundle B --record {folder}"
         )
         raise InputFileError(msg)
-    index = folder / INDEX
-    paths = {path.name: path for path in [*pictures, *([index] if index.is_file() else [])]}
-    with TemporaryDirectory(prefix="ufr-edge-pack-") as place:
-        # The recorder may be appending to its index: what is packed is a copy that stands still.
-        if INDEX in paths:
-            paths[INDEX] = Path(place) / INDEX
-            paths[INDEX].write_bytes(index.read_bytes())
+    with disk_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".ufr-edge-pack-", dir=out.parent) as place:
+        with disk_errors(out):
+            paths = _held([folder / INDEX, *pictures], Path(place))
         digests = {name: sha256_file(path) for name, path in paths.items()}
         manifest = Path(place) / MANIFEST
         write_json(manifest, {"kind": _KIND, "files": digests})
         pack_files({MANIFEST: manifest, **paths}, digests, out, limits=LIMITS, mode=0o600)
-    return len(pictures)
+    return len([name for name in paths if name != INDEX])
+
+
+def _held(paths: Iterable[Path], place: Path) -> dict[str, Path]:
+    """Hold files in `place` that may be removed meanwhile, by a second link where the disk is the same; by name."""
+    held = {}
+    for path in paths:
+        target = place / path.name
+        with suppress(FileNotFoundError):
+            # What may still be appended to has to stand still while it is packed.
+            if path.name == INDEX or path.is_symlink() or not _link(path, target):
+                shutil.copyfile(path, target)
+            held[path.name] = target
+    return held
+
+
+def _link(path: Path, target: Path) -> bool:
+    """A second link to a file; False where there are none, or the disk is another. Raises FileNotFoundError."""
+    try:
+        os.link(path, target)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        return False
+    return True
 
 
 def unpack_faces(archive: Path, out: Path, *, overwrite: bool = False) -> Path:

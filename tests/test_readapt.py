@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from training_fakes import SIDE, make_faces, save_small_prior, save_small_restor
 from ufr_edge.adaptation import readapt as module
 from ufr_edge.adaptation.qa import QaConfig
 from ufr_edge.adaptation.readapt import ReadaptConfig, readapt
-from ufr_edge.adaptation.readapt_faces import split_people
+from ufr_edge.adaptation.readapt_faces import fit_faces, split_people, take_faces
 from ufr_edge.adaptation.readapt_gate import GateReport, ReadaptLimits, compare
 from ufr_edge.cli import main
 from ufr_edge.errors import ConfigError, GateFailedError, InputFileError
@@ -193,9 +194,42 @@ def test_too_few_or_black_faces(site: Site, tmp_path: Path) -> None:
     with pytest.raises(InputFileError, match="holds 16 usable faces; re-adaptation needs 24"):
         site.readapt(config=replace(site.config, least_faces=24))
     black = write_faces(tmp_path / "black", np.zeros((16, SIDE, SIDE, 3), np.uint8))
-    with pytest.raises(InputFileError, match=r"0 usable faces \(0 are damaged or unfit, 16 show nothing\)"):
+    with pytest.raises(InputFileError, match=r"0 usable faces \(left out: 16 blank\)"):
         replace(site, faces=black, work=tmp_path / "w2").readapt()
     assert current_version(site.folder).number == 1
+
+
+def test_dark_and_broken_faces_are_left_out_by_one_test(tmp_path: Path) -> None:
+    """What calibration would refuse is not trained on either (grey deviation below 3, however colourful)."""
+    images = make_faces(12, seed=3)
+    images[4] = images[4] // 100
+    images[5] = np.random.default_rng(0).integers(0, 256, images[5].shape)
+    folder = write_faces(tmp_path / "faces", images)
+    names = sorted(path.name for path in folder.glob("*.png"))
+    (folder / names[9]).write_bytes(b"no picture")
+    fit, unfit = fit_faces(folder, SIDE)
+    assert fit == [name for i, name in enumerate(names) if i not in (4, 5, 9)]
+    assert unfit == {"blank": 1, "random noise": 1, "broken": 1}
+
+
+def test_a_recorder_may_remove_faces_while_they_are_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = index(write_faces(tmp_path / "faces", make_faces(10)), [f"1.{i}" for i in range(10)])
+    names, real = sorted(path.name for path in folder.glob("*.png")), shutil.copyfile
+
+    def copy(source: Path, target: Path) -> Path:
+        if source.name == names[7]:  # the ring is at work
+            for name in names[7:9]:
+                (folder / name).unlink()
+        return real(source, target)
+
+    monkeypatch.setattr(shutil, "copyfile", copy)
+    assert take_faces(folder, tmp_path / "taken", 6) == 4
+    left = sorted(path.name for path in (tmp_path / "taken").iterdir())
+    assert left == [names[4], names[5], names[6], names[9], "index.jsonl"]
+    with pytest.raises(InputFileError, match="holds no images"):
+        take_faces(tmp_path / "taken" / "..", tmp_path / "t2", None)
 
 
 def index(folder: Path, tracks: list[str]) -> Path:

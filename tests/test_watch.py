@@ -466,6 +466,34 @@ def test_faces_travel_as_one_file(tmp_path: Path) -> None:
         assert (archive.stat().st_mode & 0o777, out.stat().st_mode & 0o777) == (0o600, 0o700)
 
 
+@pytest.mark.parametrize("links", [True, False])
+def test_packing_beside_a_recorder_that_removes_faces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    folder, archive, link = faces(tmp_path / "faces", 6), tmp_path / "yard.ufrf", os.link
+
+    def linked(source: Path, target: Path) -> None:
+        (folder / "000002.png").unlink(missing_ok=True)
+        if not links:
+            raise OSError(18, "Invalid cross-device link")
+        link(source, target)
+
+    def listed(path: Path) -> str:  # by now it must not matter what the recorder removes
+        for name in ("000003.png", "index.jsonl"):
+            (folder / name).unlink(missing_ok=True)
+        return sha256_file(path)
+
+    monkeypatch.setattr(os, "link", linked)
+    monkeypatch.setattr("ufr_edge.runtime.faces_archive.sha256_file", listed)
+    assert pack_faces(folder, archive) == 5
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["faces", "yard.ufrf"]
+    names = sorted(path.name for path in unpack_faces(archive, tmp_path / "out").iterdir())
+    assert [name for name in names if name != "manifest.json"] == [
+        *(f"{n:06d}.png" for n in (0, 1, 3, 4, 5)),
+        "index.jsonl",
+    ]
+
+
 def test_a_tampered_archive_of_faces_is_refused(tmp_path: Path) -> None:
     archive = tmp_path / "yard.ufrf"
     pack_faces(faces(tmp_path / "faces"), archive)
@@ -576,6 +604,7 @@ def test_watch_hands_its_settings_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
     args += ["--keep", "3", "--max-mb", "20", "--max-faces", "77", "--min-free", "9"]
     assert run("watch", "synthetic://", "null://", *args)[0] == 0
     assert given[given.index("--keep") + 1] == "3"
+    assert given[given.index("--least-faces") + 1] == "48"  # of the 64: some may be dark, or gone meanwhile
     assert (seen["max_mb"], seen["max_faces"], seen["min_free_mb"]) == (20.0, 77, 9.0)
 
 

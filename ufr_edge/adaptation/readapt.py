@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import importlib.util
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from ufr_edge.adaptation.faces import load_faces
 from ufr_edge.adaptation.finetune import FinetuneConfig, finetune
 from ufr_edge.adaptation.loop import LoopConfig
 from ufr_edge.adaptation.qa import QaConfig
-from ufr_edge.adaptation.readapt_faces import copy_faces, note_faces, split_people
+from ufr_edge.adaptation.readapt_faces import fit_faces, note_faces, place_faces, split_people, take_faces
 from ufr_edge.adaptation.readapt_gate import Embeds, GateReport, Outputs, ReadaptLimits, judge
 from ufr_edge.adaptation.sources import degrading_source
 from ufr_edge.adaptation.targets import TargetsConfig, make_targets
@@ -249,36 +250,38 @@ def _split(job: _Job, faces: Path) -> Path:
         packed, faces = faces, job.work / "unpacked"
         if not faces.is_dir():
             unpack_faces(packed, faces)
-    config = job.config
-    found = load_faces(faces, job.parent.manifest.restorer.side, minimum=1, show=False)
-    fit = [name for name, image in zip(found.names, found.images, strict=True) if image.std() >= 2]
-    fit = fit if config.newest is None else fit[-config.newest :]
-    if len(fit) < config.least_faces:
-        dull = len(found) - len(fit)
-        left = (
-            f" ({len(found.skipped)} are damaged or unfit, {dull} show nothing)"
-            if dull or found.skipped
-            else ""
-        )
-        msg = (
-            f"{faces} holds {len(fit)} usable faces{left}; re-adaptation needs {config.least_faces}. "
-            "Record more: ufr-edge stream SOURCE SINK --bundle B --record FOLDER"
-        )
-        raise InputFileError(msg)
-    train, held = split_people(
-        faces,
-        fit,
-        share=config.held_out,
-        most=config.most_held_out,
-        least_people=config.least_people,
-        seed=config.seed,
-    )
+    config, side = job.config, job.parent.manifest.restorer.side
     with atomic_folder(target) as folder:
         folder.chmod(_PRIVATE)
+        seen = folder / "seen"
+        taken = take_faces(faces, seen, config.newest)
+        fit, unfit = fit_faces(seen, side) if taken else ([], Counter())
+        _refuse_few(faces, len(fit), unfit, config.least_faces)
+        train, held = split_people(
+            seen,
+            fit,
+            share=config.held_out,
+            most=config.most_held_out,
+            least_people=config.least_people,
+            seed=config.seed,
+            called=faces,
+        )
         for name, chosen in (("train", train), ("held-out", held)):
-            copy_faces(faces, folder / name, chosen)
+            place_faces(seen, folder / name, chosen)
+        shutil.rmtree(seen)
         note_faces(job.work, folder)
     return target
+
+
+def _refuse_few(faces: Path, fit: int, unfit: Mapping[str, int], least: int) -> None:
+    if fit >= least:
+        return
+    why = ", ".join(f"{count} {fault}" for fault, count in sorted(unfit.items()))
+    msg = (
+        f"{faces} holds {fit} usable faces{f' (left out: {why})' if why else ''}; re-adaptation needs {least}. "
+        "Record more: ufr-edge stream SOURCE SINK --bundle B --record FOLDER"
+    )
+    raise InputFileError(msg)
 
 
 def _train(job: _Job, split: Path) -> Path:

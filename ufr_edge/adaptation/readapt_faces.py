@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from ufr_edge.adaptation.faces import MINIMUM_FACES
+from ufr_edge.adaptation.faces import MINIMUM_FACES, list_images, read_face
+from ufr_edge.calibration.frames import face_fault
 from ufr_edge.errors import InputFileError
 from ufr_edge.files import sha256_file, write_json
 from ufr_edge.runtime.face_store import INDEX, read_rows
@@ -17,12 +19,21 @@ USED = "faces.json"
 
 
 def split_people(
-    faces: Path, names: Sequence[str], *, share: float, most: int, least_people: int, seed: int
+    faces: Path,
+    names: Sequence[str],
+    *,
+    share: float,
+    most: int,
+    least_people: int,
+    seed: int,
+    called: Path | None = None,
 ) -> tuple[list[str], list[str]]:
     """Names to train on, and to hold out: by person where the index of the folder tells tracks apart.
 
-    share, most: of the faces to hold out. Always the same for the same names. Raises InputFileError with fewer people than `least_people`.
+    share, most: of the faces to hold out. called: the folder's name in messages, if another. Always the same for the
+    same names. Raises InputFileError with fewer people than `least_people`.
     """
+    called = called or faces
     rows = read_rows(faces) if (faces / INDEX).is_file() else []
     track = {row.file: row.track for row in rows if row.track is not None}
     people: dict[str, list[str]] = {}
@@ -30,7 +41,7 @@ def split_people(
         people.setdefault(track.get(name, name), []).append(name)
     if len(people) < least_people:
         msg = (
-            f"All {len(names)} faces of {faces} are of {len(people)} person; a restorer adapted to them alone would "
+            f"All {len(names)} faces of {called} are of {len(people)} person; a restorer adapted to them alone would "
             f"not fit others. Record {least_people} or more."
         )
         raise InputFileError(msg)
@@ -44,7 +55,7 @@ def split_people(
             held += people[who]
             left -= len(people[who])
     if not held:
-        msg = f"No person of {faces} can be held out without leaving fewer than {MINIMUM_FACES} faces. Record more."
+        msg = f"No person of {called} can be held out without leaving fewer than {MINIMUM_FACES} faces. Record more."
         raise InputFileError(msg)
     kept = set(held)
     return [name for name in names if name not in kept], sorted(held)[:most]
@@ -61,11 +72,45 @@ def note_faces(work: Path, split: Path) -> None:
     write_json(work / USED, {"faces": len(every), "held_out": len(digests["held-out"]), "sha256": total})
 
 
-def copy_faces(faces: Path, target: Path, names: Sequence[str]) -> None:
-    """Copy faces into the new folder `target`, with the index that says whose they are, where there is one."""
+def take_faces(faces: Path, target: Path, newest: int | None) -> int:
+    """Copy the `newest` faces by name (None: all) and the index into the new folder `target`; returns how many.
+
+    A recorder may be at work in `faces`: what it removes meanwhile is left out. Raises InputFileError without any.
+    """
+    names = [path.name for path in list_images(faces)]
+    target.mkdir()
+    # The index first: later it no longer says whose the faces are that were removed meanwhile.
+    if (faces / INDEX).is_file():
+        shutil.copyfile(faces / INDEX, target / INDEX)
+    taken = 0
+    for name in names if newest is None else names[-newest:]:
+        try:
+            shutil.copyfile(faces / name, target / name)
+            taken += 1
+        except FileNotFoundError:
+            (target / name).unlink(missing_ok=True)
+    return taken
+
+
+def fit_faces(folder: Path, side: int) -> tuple[list[str], Counter[str]]:
+    """Names of the faces that can be learned from and calibrated on, and how many are not, by what is wrong."""
+    fit, unfit = list[str](), Counter[str]()
+    for path in list_images(folder):
+        try:
+            fault = face_fault(read_face(path, side))
+        except InputFileError as exc:
+            fault = str(getattr(exc, "kind", "unfit"))
+        if fault is None:
+            fit.append(path.name)
+        else:
+            unfit[fault] += 1
+    return fit, unfit
+
+
+def place_faces(faces: Path, target: Path, names: Sequence[str]) -> None:
+    """Move faces into the new folder `target`, with a copy of the index that says whose they are."""
     target.mkdir()
     for name in names:
-        shutil.copyfile(faces / name, target / name)
-    index = faces / INDEX
-    if index.is_file():
-        shutil.copyfile(index, target / INDEX)
+        (faces / name).rename(target / name)
+    if (faces / INDEX).is_file():
+        shutil.copyfile(faces / INDEX, target / INDEX)

@@ -62,7 +62,8 @@ def command(
         msg = "Re-adaptation needs recorded faces: give --record FOLDER, or --readapt off."
         raise click.UsageError(msg)
     config = OnsiteConfig(mode=cast(Mode, readapt), least_faces=least_faces, rest_s=rest_minutes * 60)
-    options = ["--steps", str(readapt_steps), "--least-faces", str(least_faces), "--keep", str(keep)]
+    # A quarter of those recorded may turn out dark, or be removed by the recorder's ring meanwhile.
+    options = ["--steps", str(readapt_steps), "--least-faces", str(3 * least_faces // 4), "--keep", str(keep)]
     options += ["--camera", given["camera"]] if given["camera"] else []
     options += [] if real is None else ["--real", str(real)]
 
