@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ from script_loading import load_script
 from training_fakes import make_faces, save_small_prior, save_small_restorer, write_faces
 
 from ufr_edge.adaptation import adapt as adapting
+from ufr_edge.adaptation import forecast as forecasting
 from ufr_edge.adaptation import targets as targeting
 from ufr_edge.adaptation.adapt import AdaptConfig, adapt
 from ufr_edge.adaptation.camera_pairs import CameraModel, camera_source, degrade_all, estimate_camera
 from ufr_edge.adaptation.finetune import FinetuneConfig
-from ufr_edge.adaptation.forecast import Forecast
+from ufr_edge.adaptation.forecast import Forecast, forecast, parts_for
 from ufr_edge.adaptation.intake import take_in
+from ufr_edge.adaptation.loop import LoopConfig
 from ufr_edge.adaptation.qa import QaConfig
 from ufr_edge.adaptation.restorer_task import LossWeights, RestorerTraining
 from ufr_edge.adaptation.targets import TargetsConfig
@@ -136,6 +139,48 @@ def test_the_forecast_adds_up() -> None:
     with pytest.raises(ConfigError, match="one of the two"):
         AdaptConfig(targets=TargetsConfig(auto=True)).at_fidelity(0.2)
     assert AdaptConfig().at_fidelity(0.5) == AdaptConfig()
+
+
+def test_the_forecast_of_several_processes_leaves_training_out_in_words(
+    faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forecasting, "time_call", lambda *_: 0.5)
+    monkeypatch.setattr(forecasting, "time_step", lambda *_: 2.0)
+    config = config_of(tmp_path, loop=LoopConfig(minutes=1.0))
+    images = make_faces(10)
+    several = forecast(faces, images, config.targets, config.finetune, wanted=10, steps=700, processes=2)
+    assert several.training == 0 and several.targets == 5.0  # two calls each, on two processes
+    assert "then 700 steps of training, whose time on 2 processes is not known" in several.line()
+    assert "ends after 1 min (--minutes)" in several.line()
+    alone = forecast(faces, images, config.targets, config.finetune, wanted=0, steps=700)
+    assert alone.training == 60.0 and "60 s of training (2 s a step)" in alone.line()
+
+
+def test_what_is_left_of_training_is_forecast(faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def timed(*_: object, steps: int, **more: object) -> Forecast:
+        asked.append(steps)
+        return Forecast(per_target=1, per_step=1, targets=1, training=1)
+
+    monkeypatch.setattr(adapting, "forecast", timed)
+    config = dataclasses.replace(config_of(tmp_path), align=False)
+    training = config.finetune.training
+    for steps in (2, 5, 5):
+        longer = dataclasses.replace(config.finetune, training=dataclasses.replace(training, steps=steps))
+        adapt(faces, tmp_path / "run", dataclasses.replace(config, finetune=longer), tell=str, show=False)
+    assert asked == [2, 3]  # and nothing where nothing is left
+
+
+def test_a_batch_is_cut_into_the_fewest_parts_that_fit() -> None:
+    gigabyte = 1e9
+    assert parts_for(16, 80 * gigabyte, gigabyte) == 1
+    assert parts_for(16, 10 * gigabyte, gigabyte) == 2
+    assert parts_for(16, 10 * gigabyte, gigabyte, least=4) == 4  # as the recipe says
+    assert parts_for(12, 5 * gigabyte, gigabyte) == 3
+    assert parts_for(16, 0.1 * gigabyte, gigabyte) == 16
+    assert parts_for(16, 10 * gigabyte, gigabyte, processes=2) == 1
+    assert parts_for(6, gigabyte, gigabyte, processes=2) == 3
 
 
 def detailed(count: int) -> Image:

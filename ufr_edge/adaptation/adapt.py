@@ -21,8 +21,8 @@ from ufr_edge.adaptation.intake import take_in
 from ufr_edge.adaptation.qa import worst
 from ufr_edge.adaptation.restorer_task import HeldOut, restore_batch
 from ufr_edge.adaptation.targets import TargetsConfig, TargetsReport, make_targets, open_detector, read_index
-from ufr_edge.adaptation.terms import check_objective
-from ufr_edge.adaptation.training import CHECKPOINT, pick_device
+from ufr_edge.adaptation.terms import check_objective, task_kind
+from ufr_edge.adaptation.training import pick_device, saved_step
 from ufr_edge.adaptation.workers import Workers
 from ufr_edge.errors import ConfigError
 from ufr_edge.files import write_json
@@ -156,9 +156,8 @@ def _tell_forecast(
 ) -> None:
     found = load_faces(folder, side)
     wanted = len(set(found.names) - set(read_index(out / "targets")))
-    steps = 0 if (out / CHECKPOINT).exists() else config.finetune.training.steps
+    steps = max(0, config.finetune.training.steps - saved_step(out, kind=task_kind(config.finetune)))
     if wanted or steps:
-        alone = real if processes == 1 else None
         tell(f"{len(found)} faces on {pick_device(config.targets.device)}; timing a few calls and steps ...")
         expected = forecast(
             folder,
@@ -166,8 +165,8 @@ def _tell_forecast(
             config.targets,
             config.finetune,
             wanted=wanted,
-            steps=steps if processes == 1 else 0,
-            real=alone,
+            steps=steps,
+            real=real,
             processes=processes,
         )
         tell(expected.line())

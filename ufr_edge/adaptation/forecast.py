@@ -17,10 +17,15 @@ from ufr_edge.adaptation.finetune import FinetuneConfig, finetune
 from ufr_edge.adaptation.targets import Atelier, TargetsConfig
 from ufr_edge.adaptation.training import pick_device, read_log, resolve_precision
 from ufr_edge.priors.sampler import SamplerConfig
+from ufr_edge.restorers.checkpoints import read_header
+from ufr_edge.restorers.edge import EDGE_FAMILY
+from ufr_edge.restorers.loading import find_restorer
 
 Images = NDArray[np.uint8]
 _CALLS = 2
 _STEPS = 4
+_EDGE_BYTES = 2_000  # per pixel: activations of edge-l, the prior's features and the discriminator's heads, twice
+_OTHER_BYTES = 20_000  # per pixel: SwinIR's blocks, LPIPS on VGG and the U-Net discriminator, by their layers
 _LARGE = 8e9  # bytes free on a GPU from which 32 faces are sampled at once
 
 
@@ -28,7 +33,7 @@ _LARGE = 8e9  # bytes free on a GPU from which 32 faces are sampled at once
 class Forecast:
     """Seconds: `per_target` of one face's target, `per_step` of training; of all there is to do, `targets` and `training`.
 
-    `choosing` is the most that choosing the sampler takes, 0 where it is given.
+    `choosing` is the most that choosing the sampler takes, 0 where it is given. `untimed`: why training is left out.
     """
 
     per_target: float
@@ -36,6 +41,7 @@ class Forecast:
     targets: float
     training: float
     choosing: float = 0.0
+    untimed: str = ""
 
     @property
     def total(self) -> float:
@@ -45,10 +51,10 @@ class Forecast:
     def line(self) -> str:
         """The forecast in words."""
         choosing = f"up to {_duration(self.choosing)} to choose the sampler, " if self.choosing else ""
-        return (
-            f"expected: {choosing}{_duration(self.targets)} of targets ({self.per_target:.2g} s each), "
-            f"{_duration(self.training)} of training ({self.per_step:.2g} s a step); about {_duration(self.total)} in all"
-        )
+        training = self.untimed or f"{_duration(self.training)} of training ({self.per_step:.2g} s a step)"
+        drawing = f"{_duration(self.targets)} of targets ({self.per_target:.2g} s each)"
+        total = f"about {_duration(self.total)} in all" + (" before it" if self.untimed else "")
+        return f"expected: {choosing}{drawing}, {training}; {total}"
 
 
 def for_machine(targets: TargetsConfig) -> TargetsConfig:
@@ -57,6 +63,33 @@ def for_machine(targets: TargetsConfig) -> TargetsConfig:
     sampler = dataclasses.replace(targets.sampler, precision=resolve_precision(device, "auto"))
     roomy = device.type == "cuda" and torch.cuda.mem_get_info(device)[0] > _LARGE
     return dataclasses.replace(targets, sampler=sampler, batch=32 if roomy else targets.batch)
+
+
+def for_memory(config: FinetuneConfig, *, processes: int = 1) -> FinetuneConfig:
+    """The settings with each batch computed in as many parts as the GPU's free memory asks for, never in fewer.
+
+    The batch itself is left as it is: rates were found for it. On the CPU nothing changes.
+    """
+    device = pick_device(config.device)
+    if device.type != "cuda":
+        return config
+    header = read_header(find_restorer(config.restorer))
+    ours = header.get("arch") in EDGE_FAMILY
+    face = int(header.get("side", 512)) ** 2 * (_EDGE_BYTES if ours else _OTHER_BYTES)
+    free = torch.cuda.mem_get_info(device)[0]
+    parts = parts_for(config.batch, free, face, processes=processes, least=config.training.accumulate)
+    return dataclasses.replace(config, training=dataclasses.replace(config.training, accumulate=parts))
+
+
+def parts_for(batch: int, free: float, face: float, *, processes: int = 1, least: int = 1) -> int:
+    """The fewest equal parts of a batch, of at least `least`, of which one fits into memory on each process.
+
+    `free`: bytes free; `face`: bytes that training on one face takes. A tenth is left free. Where not even one
+    face fits, one face at a time; `least` where the batch cannot be shared out equally at all.
+    """
+    own = batch // processes
+    fitting = [n for n in range(least, own + 1) if own % n == 0]
+    return next((n for n in fitting if own // n * face <= 0.9 * free), max(fitting, default=least))
 
 
 def forecast(
@@ -70,10 +103,13 @@ def forecast(
     real: Path | None = None,
     processes: int = 1,
 ) -> Forecast:
-    """Time a few calls and steps on faces uint8 (N, S, S, 3) of the folder `faces`; `wanted` targets, `steps` to do."""
+    """Time a few calls and steps on faces uint8 (N, S, S, 3) of the folder `faces`; `wanted` targets, `steps` to do.
+
+    With several `processes` training is not timed, which is said: one of them cannot step alone.
+    """
     per_call = time_call(targets, images) if wanted else 0.0
-    per_step = time_step(faces, training, real) if steps else 0.0
-    choosing = 0.0
+    per_step = time_step(faces, training, real) if steps and processes == 1 else 0.0
+    choosing, minutes = 0.0, training.loop.minutes
     if targets.auto and wanted:
         choosing = per_call * (len(RUNGS) + 1) * min(targets.choose.probe, len(images)) * targets.choose.calls
     per_target = per_call * targets.sampler.calls
@@ -81,9 +117,15 @@ def forecast(
         per_target=per_target,
         per_step=per_step,
         targets=per_target * wanted / processes,
-        training=per_step * steps,
+        training=min(per_step * steps, minutes * 60 if minutes else per_step * steps),
         choosing=choosing,
+        untimed=_untimed(steps, processes, minutes) if steps and processes > 1 else "",
     )
+
+
+def _untimed(steps: int, processes: int, minutes: float | None) -> str:
+    ends = f", but ends after {minutes:g} min (--minutes)" if minutes else ""
+    return f"then {steps} steps of training, whose time on {processes} processes is not known beforehand{ends}"
 
 
 def time_call(config: TargetsConfig, images: Images) -> float:

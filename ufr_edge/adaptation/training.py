@@ -192,6 +192,12 @@ def load_checkpoint(path: Path, *, kind: str) -> dict[str, Any] | None:
     return state
 
 
+def saved_step(run: Path, *, kind: str) -> int:
+    """The steps that a run's checkpoint has behind it, 0 without one. Raises as `load_checkpoint`."""
+    saved = load_checkpoint(run / CHECKPOINT, kind=kind)
+    return int(saved["step"]) if saved else 0
+
+
 def append_log(run: Path, entry: Mapping[str, Any]) -> None:
     """Append one JSON line to the run's log."""
     with (run / LOG).open("a", encoding="utf-8") as file:

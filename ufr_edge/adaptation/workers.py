@@ -27,6 +27,11 @@ def is_main_process() -> bool:
     return _launched("RANK", 0) == 0
 
 
+def process_count() -> int:
+    """How many processes a launcher started; 1 without it."""
+    return _launched("WORLD_SIZE", 1)
+
+
 def _launched(what: str, alone: int) -> int:
     """Read RANK or WORLD_SIZE as torchrun and `accelerate launch` set them, or mpirun, which accelerate uses too."""
     return next((int(os.environ[name]) for name in _names(what) if name in os.environ), alone)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,8 +90,9 @@ def _config(
 ) -> AdaptConfig:
     """The settings: what suits the machine unless a preset or a file says otherwise, then the dial, then the flags."""
     from ufr_edge.adaptation.adapt import AdaptConfig
-    from ufr_edge.adaptation.forecast import for_machine
+    from ufr_edge.adaptation.forecast import for_machine, for_memory
     from ufr_edge.adaptation.presets import get_preset
+    from ufr_edge.adaptation.workers import process_count
 
     stated = is_stated(config_file, given["preset"])
     config = read_config(AdaptConfig, config_file, get_preset(given["preset"]))
@@ -104,4 +106,8 @@ def _config(
     restorers = filter(None, (config.targets.restorer, config.targets.teacher))
     priors = filter(None, (config.targets.prior, config.finetune.features_prior))
     tell_licences(restorers, accept=accept_licence, priors=priors)
+    if given["accumulate"] is None:
+        trained = dataclasses.replace(config.finetune, restorer=config.targets.restorer, device=config.targets.device)
+        parts = for_memory(trained, processes=process_count()).training.accumulate
+        config = override(config, {"finetune.training.accumulate": parts})
     return config

@@ -53,13 +53,16 @@ def command(
     On several GPUs: accelerate launch -m ufr_edge finetune ... (the batch is that of all of them together).
     """
     from ufr_edge.adaptation.finetune import FinetuneConfig, finetune
+    from ufr_edge.adaptation.forecast import for_memory
     from ufr_edge.adaptation.lineage import features_source
     from ufr_edge.adaptation.presets import get_preset
-    from ufr_edge.adaptation.workers import is_main_process
+    from ufr_edge.adaptation.workers import is_main_process, process_count
 
     config = read_config(FinetuneConfig, config_file, get_preset(given["preset"]).finetune)
     config = finetune_config(config, given, real, stated=is_stated(config_file, given["preset"]))
     tell_licences([config.restorer], accept=accept_licence, priors=filter(None, [features_source(config)]))
+    if given["accumulate"] is None:
+        config = for_memory(config, processes=process_count())
     path = finetune(
         faces, targets, out, config, real=real, overwrite=overwrite, tell=click.echo, show=not no_progress
     )
