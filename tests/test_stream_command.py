@@ -134,6 +134,19 @@ def test_a_sink_that_cannot_be_is_told_before_the_source_is_opened(
     assert code == 1 and words in errors and "nowhere" not in errors
 
 
+def test_names_with_the_time_let_the_same_command_run_again(tmp_path: Path, bundle: Path) -> None:
+    clip = write_clip(tmp_path / "in.mkv", 3)
+    names = (tmp_path / "out-%Y%m%d-%H%M%S.mkv", "--record", tmp_path / "rec-%Y%%.mkv")
+    code, output, errors = stream(clip, *names, "--bundle", bundle)
+    assert code == 0, errors
+    (out,) = tmp_path.glob("out-2*.mkv")
+    (record,) = tmp_path.glob("rec-*%.mkv")
+    assert len(out.stem) == len("out-20260102-131415") and len(record.stem) == len("rec-2026%")
+    assert len(read_clip(out)) == len(read_clip(record)) == 3 and f"sink:     {out}" in output
+    code, _, errors = stream(clip, tmp_path / "a%20b.mkv", "--bundle", bundle)
+    assert code == 1 and "write %% for a percent sign" in errors
+
+
 def test_a_report_that_cannot_be_written_is_told_before_the_start(tmp_path: Path, bundle: Path) -> None:
     (tmp_path / "file").write_text("x")
     for bad, words in ((tmp_path / "file" / "r.json", "cannot be written"), (tmp_path, "is a folder")):

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ufr_edge.runtime.device import device_fingerprint
 from ufr_edge.runtime.engines import installed_backends
 from ufr_edge.runtime.faces.detect import DetectorConfig, Detects
 from ufr_edge.runtime.live.events import EventLog
+from ufr_edge.runtime.live.file_names import sink_at
 from ufr_edge.runtime.live.observer import ObserverConfig, open_observer
 from ufr_edge.runtime.live.sinks import PACED_KINDS, SinkConfig, open_sink
 from ufr_edge.runtime.live.sources import SourceConfig, open_live_source
@@ -58,14 +60,15 @@ def open_stream(
 ) -> Iterator[LiveStream]:
     """Open source and sinks around the engines; call `run()` of what is yielded.
 
-    The sinks are checked before the source is connected to. detector: one that is open already.
+    The names of files that are written may hold the time (`file_names`). The sinks are checked before the source is connected to. detector: one that is open already.
     Raises ConfigError, InputFileError, OutputError, SourceLostError, BackendUnavailableError.
     """
     config, events, stop = config or LiveConfig(), events or EventLog(), threading.Event()
-    source_uri, sink_uri = parse_uri(source), parse_uri(sink)
+    now = datetime.now().astimezone()
+    source_uri, sink_uri = parse_uri(source), sink_at(parse_uri(sink), now)
     sinks = [open_sink(sink_uri, config.sink)]
     if config.record is not None:
-        sinks.append(open_sink(parse_uri(config.record), config.sink))
+        sinks.append(open_sink(sink_at(parse_uri(config.record), now), config.sink))
     with ExitStack() as stack:
         if detector is None:
             run = RunConfig(detector=config.detector, threads=config.threads)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,8 @@ from ufr_edge.runtime.images import write_image
 from ufr_edge.runtime.live.events import EventLog
 from ufr_edge.runtime.live.ladder import Step
 from ufr_edge.runtime.live.loopback import LoopbackSink
+from ufr_edge.runtime.live.network_sink import NetworkSink
+from ufr_edge.runtime.live.sources import Backoff
 from ufr_edge.runtime.live.stats import LiveStats, TrackView
 from ufr_edge.runtime.video.source import SourceFrame, VideoInfo
 from ufr_edge.runtime.video.uri import Uri
@@ -52,11 +55,15 @@ class LiveFrame:
 
 @dataclass(frozen=True, kw_only=True)
 class SinkContext:
-    """What a sink may know: the video it will get, and the stream's numbers and events at any moment."""
+    """What a sink may know: the video it will get, and the stream's numbers and events at any moment.
+
+    stop: set once the stream is to end; a sink that waits for a connection gives up then.
+    """
 
     info: VideoInfo
     stats: Callable[[], LiveStats]
     events: EventLog
+    stop: threading.Event = field(default_factory=threading.Event)
 
 
 class Sink(Protocol):
@@ -80,12 +87,13 @@ class Sink(Protocol):
 class SinkConfig:
     """overwrite: replace a file that exists. encode: for a file or network sink. timeout_s: of a network.
 
-    token: of the live page.
+    backoff: of a network sink that breaks. token: of the live page.
     """
 
     overwrite: bool = False
     encode: EncodeConfig = field(default_factory=lambda: LIVE_ENCODE)
     timeout_s: float = _TIMEOUT_S
+    backoff: Backoff = field(default_factory=Backoff)
     token: str | None = field(default=None, repr=False)
 
 
@@ -96,7 +104,7 @@ def open_sink(uri: Uri, config: SinkConfig | None = None) -> Sink:
     config = config or SinkConfig()
     makers: dict[str, Callable[[], Sink]] = {
         "path": lambda: _path_sink(uri, config),
-        "net": lambda: VideoSink(uri, config, muxing=_net_muxing(uri, config)),
+        "net": lambda: _net_sink(uri, config),
         "null": NullSink,
         "display": lambda: DisplaySink(uri),
         "device": lambda: LoopbackSink(uri),
@@ -260,6 +268,16 @@ def _path_sink(uri: Uri, config: SinkConfig) -> Sink:
         raise OutputError(msg)
     fragments = () if path.suffix.lower() == ".mkv" else _FRAGMENTS
     return VideoSink(uri, config, muxing=Muxing(options=fragments))
+
+
+def _net_sink(uri: Uri, config: SinkConfig) -> Sink:
+    muxing = _net_muxing(uri, config)
+    return NetworkSink(
+        uri.masked,
+        lambda: VideoSink(uri, config, muxing=muxing),
+        backoff=config.backoff,
+        close_s=config.timeout_s + 3,
+    )
 
 
 def _net_muxing(uri: Uri, config: SinkConfig) -> Muxing:

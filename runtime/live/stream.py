@@ -25,6 +25,7 @@ from ufr_edge.runtime.live.queues import (
     FrameQueue,
     QueuePolicy,
 )
+from ufr_edge.runtime.live.sink_group import SinkGroup
 from ufr_edge.runtime.live.sinks import LiveFrame, Sink, SinkClosedError, SinkContext
 from ufr_edge.runtime.live.sources import LiveSource, ReconnectingSource, paced
 from ufr_edge.runtime.live.stages import ChoosesEngine, FaceStages, Held, views
@@ -94,11 +95,12 @@ class LiveStream:
         stop: threading.Event,
         observer: FaceObserver | None = None,
     ) -> None:
-        """stop: the event that was given to the source. board: the pipeline's clock should be its clock.
+        """sinks: when the first fails the stream ends; another is given up. stop: the event that was given to the
+        source. board: the pipeline's clock should be its clock.
 
         observer: gets the faces of every frame that came to the sink; started and closed by `run`.
         """
-        self._source, self._sinks, self._config = source, tuple(sinks), config or StreamConfig()
+        self._source, self._sinks, self._config = source, SinkGroup(sinks, events), config or StreamConfig()
         self._board, self._events, self._stop = board, events, stop
         self._end, self._done = _End(), threading.Event()
         self._ladder = self._make_ladder(engines)
@@ -247,23 +249,21 @@ class LiveStream:
         return given.get()
 
     def _drain_into_sinks(self) -> None:
-        context = SinkContext(info=self._source.info, stats=self.snapshot, events=self._events)
-        opened: list[Sink] = []
+        context = SinkContext(
+            info=self._source.info, stats=self.snapshot, events=self._events, stop=self._stop
+        )
         try:
-            for sink in self._sinks:
-                opened.append(sink)
-                sink.open(context)
+            self._sinks.open(context)
             while (held := self._queues["sink"].get()) is not None:
                 self._write(held)
         finally:
-            self._close(opened)
+            self._sinks.close()
 
     def _write(self, held: Held) -> None:
         item = LiveFrame(frame=held.frame, original=held.original, tracks=views(held), step=held.step)
         try:
             with self._board.clock.stage("sink"):
-                for sink in self._sinks:
-                    sink.write(item)
+                self._sinks.write(item)
         except BaseException:
             self._board.lost("sink")
             raise
@@ -288,18 +288,6 @@ class LiveStream:
             self._board.stepped(move.after)
             text = f"{move.before.value} -> {move.after.value}: {move.reason}"
             self._events.add("ladder", text, level=logging.WARNING)
-
-    def _close(self, sinks: Sequence[Sink]) -> None:
-        """Close every sink; the first failure is raised after the last was closed."""
-        errors: list[Exception] = []
-        for sink in sinks:
-            try:
-                sink.close()
-            except OSError as exc:
-                self._events.add("failed", f"{sink.name}: {exc}", level=logging.ERROR)
-                errors.append(exc)
-        if errors:
-            raise errors[0]
 
     def _shut_down(self, threads: Sequence[threading.Thread]) -> None:
         self._stop.set()

@@ -57,10 +57,10 @@ STREAM_OPTIONS = stack(
     click.option("--no-ladder", is_flag=True, help="Late frames change nothing."),
     click.option("--filling", type=click.Choice(["wait", "drop_oldest", "drop_latest"]), help="When frames come too fast. [default: drop_oldest for cameras, wait for files]"),
     click.option("--consuming", type=click.Choice(["lazy", "eager"]), help="All in order, or the newest. [default: eager for cameras, lazy for files]"),
-    click.option("--reconnect", type=click.IntRange(0), default=10, show_default=True, help="Tries to connect again before the source is lost."),
+    click.option("--reconnect", type=click.IntRange(0), default=10, show_default=True, help="Tries to connect again before the source, or a network sink, is lost."),
     click.option("--timeout", type=click.FloatRange(0.1), default=5.0, show_default=True, help="Seconds to wait for a connection or a picture."),
     click.option("--token", envvar="UFR_TOKEN", metavar="TEXT", help="Of the live page (better in UFR_TOKEN). [default: made anew, if others can reach the page]"),
-    click.option("--record", type=FOLDER, metavar="DIR|FILE", help="A folder: collect faces in it, to adapt to. A video file: also write the stream there."),
+    click.option("--record", type=FOLDER, metavar="DIR|FILE", help="A folder: collect faces in it, to adapt to. A video file: also write the stream there; %Y%m%d-%H%M%S in its name is the time."),
     click.option("--keep-days", type=click.FloatRange(0, min_open=True), default=30.0, show_default=True, help="Age at which recorded faces are removed."),
     click.option("--max-faces", type=click.IntRange(1), default=2000, show_default=True, help="Recorded; redundant and old ones make room."),
     click.option("--max-mb", type=click.FloatRange(0, min_open=True), default=500.0, show_default=True, help="Of the folder of recorded faces."),
@@ -92,7 +92,8 @@ def command(source: str, sink: str, **given: Any) -> None:
 
     SOURCE: a file, folder or "glob*"; a camera (0, /dev/video0, csi://0), rtsp://, http://, gst:PIPELINE or
     synthetic://?size=1280x720. SINK: a file or folder, display://, http://HOST:PORT, v4l2:///dev/video9,
-    rtsp://, udp:// or null://. Ctrl-C ends it; what was written can be played.
+    rtsp://, udp:// or null://. Ctrl-C ends it; what was written can be played. In the name of a file to write,
+    %Y %m %d %H %M %S are the time of the start (%% is a percent sign), so that each run has a file of its own.
     """
     given["token"] = _token(sink, given["token"])
     play(source, sink, given)
@@ -176,15 +177,17 @@ def _token(sink: str, given: str | None) -> str | None:
 
 def _config(given: dict[str, Any]) -> LiveConfig:
     tries = given["reconnect"]
+    backoff = Backoff(tries=tries, at_start=max(1, min(3, tries)))
     link = LinkConfig(open_s=given["timeout"], read_s=given["timeout"])
     return LiveConfig(
         pipeline=pipeline_config(given),
         detector=DetectorConfig(long_side=given["detect_side"]),
-        source=SourceConfig(link=link, backoff=Backoff(tries=tries, at_start=max(1, min(3, tries)))),
+        source=SourceConfig(link=link, backoff=backoff),
         sink=SinkConfig(
             overwrite=given["overwrite"],
             encode=encode_config(given, LIVE_ENCODE),
             timeout_s=given["timeout"],
+            backoff=backoff,
             token=given["token"],
         ),
         stream=StreamConfig(
