@@ -35,10 +35,15 @@ Image = NDArray[np.uint8]
 
 
 class Finder:
-    """A detector that finds `count` faces in pictures that are not square, none in black ones, one in place else."""
+    """A detector that finds `count` faces in pictures that are not square, none below a black edge, one in place else.
 
-    def __init__(self, count: int = 1) -> None:
+    `roll` degrees and `scale` put the one in place out of it, about the middle.
+    """
+
+    def __init__(self, count: int = 1, *, roll: float = 0.0, scale: float = 1.0) -> None:
         self.count = count
+        turn = np.radians(roll)
+        self.turn = scale * np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
 
     @property
     def info(self) -> EngineInfo:
@@ -46,10 +51,11 @@ class Finder:
 
     def detect(self, frame: Image) -> list[Face]:
         height, width = frame.shape[:2]
-        if frame.max() == 0:
+        if frame[0].max() == 0:
             return []
         if height == width:
-            return [self._face(template(height))]
+            middle = np.float32((height - 1) / 2)
+            return [self._face(((template(height) - middle) @ self.turn.T + middle).astype(np.float32))]
         return [self._face(template(120) + np.array([20 + 130 * i, 10], np.float32)) for i in range(self.count)]
 
     def _face(self, points: NDArray[np.float32]) -> Face:
@@ -74,19 +80,43 @@ def test_good_faces_are_taken_where_they_lie(faces: Path, tmp_path: Path) -> Non
 def test_photographs_are_aligned_and_duplicates_left_out(faces: Path, tmp_path: Path) -> None:
     save(faces / "group.png", np.full((200, 320, 3), 90, np.uint8))
     save(faces / "wall.png", np.zeros((200, 320, 3), np.uint8))
-    save(faces / "night.png", np.zeros((64, 64, 3), np.uint8))
+    night = make_faces(1, seed=7)[0] // 8
+    night[0] = 0
+    save(faces / "night.png", night)
+    green = np.zeros((64, 64, 3), np.uint8)
+    green[1:] = (0, 4, 0)
+    save(faces / "green.png", green)
     (faces / "face_000_copy.png").write_bytes((faces / "face_000.png").read_bytes())
     (faces / "broken.png").write_bytes(b"no picture")
     taken = take_in(faces, tmp_path / "out", 64, detector=Finder(2))
     assert taken.folder == tmp_path / "out" and taken.count == 13
     assert taken.aligned == ("group-1.png", "group-2.png") and taken.unseen == ("night.png",)
     why = dict(taken.dropped)
-    assert set(why) == {"wall.png", "face_000_copy.png", "broken.png"}
+    assert set(why) == {"wall.png", "face_000_copy.png", "broken.png", "green.png"}
+    assert "shows nothing" in why["green.png"]
     assert "face_000.png" in why["face_000_copy.png"] and "no face" in why["wall.png"]
     assert len(list(taken.folder.glob("*.png"))) == 13
     before = (taken.folder / "faces.json").stat().st_mtime_ns
     assert take_in(faces, tmp_path / "out", 64, detector=Finder(2)) == taken
     assert (taken.folder / "faces.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(("roll", "scale", "taken"), [(8, 1.1, True), (30, 1, False), (-20, 1, False), (0, 0.7, False)])
+def test_a_turned_or_small_face_is_aligned_anew(
+    tmp_path: Path, roll: float, scale: float, *, taken: bool
+) -> None:
+    large = np.stack([cv2.resize(face, (256, 256)) for face in make_faces(8)])
+    found = take_in(
+        write_faces(tmp_path / "in", large), tmp_path / "out", 64, detector=Finder(roll=roll, scale=scale)
+    )
+    assert len(found.aligned) == (0 if taken else 8) and found.count == 8
+
+
+def test_mixed_sizes_are_said(faces: Path, tmp_path: Path) -> None:
+    save(faces / "large.png", cv2.resize(make_faces(1, seed=3)[0], (200, 200)))
+    for _ in range(2):  # looked at, then read again
+        taken = take_in(faces, tmp_path / "out", 64, detector=None)
+        assert taken.sides == (64, 200) and "sizes differ, from 64 to 200 px" in "\n".join(taken.lines())
 
 
 def test_a_handful_is_refused_in_words(tmp_path: Path) -> None:

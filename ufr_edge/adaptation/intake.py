@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,7 +27,12 @@ RECORD = "faces.json"
 FEW = 50
 """Below this many faces a word of warning is due."""
 _ALIGNED = 0.1  # mean distance of the points from their places, as a share of the side, of what counts as aligned
+_ROLL = 15.0  # degrees, and
+_SCALE = 1.3  # times larger or smaller: what an aligned face may be off by
+_PLAIN = 3.0  # standard deviation in levels below which a picture shows nothing
+_RULES = 2  # raised when other pictures are taken than before, so that folders are looked at again
 _SURE = 0.6
+_NOTHING = "it shows nothing, one plain colour"
 _SMALLEST = 48.0  # side in the photograph's pixels of what an aligned face shows
 
 
@@ -35,7 +41,7 @@ class Intake:
     """`folder`: aligned faces to go on with, the given folder itself when all of it was fit.
 
     `aligned`: files that were cut out of photographs. `unseen`: aligned by their shape, but no face was found in them.
-    `dropped`: (file, reason).
+    `dropped`: (file, reason). `sides`: the smallest and the largest side of the pictures taken as they are, in pixels.
     """
 
     folder: Path
@@ -43,6 +49,7 @@ class Intake:
     aligned: tuple[str, ...] = ()
     unseen: tuple[str, ...] = ()
     dropped: tuple[tuple[str, str], ...] = ()
+    sides: tuple[int, int] = (0, 0)
 
     def lines(self) -> list[str]:
         """What was done, in words; empty when nothing was."""
@@ -53,6 +60,10 @@ class Intake:
             said.append(f"aligned {len(self.aligned)} faces of photographs: {_listed(self.aligned)}")
         if self.unseen:
             said.append(f"no face is found in {len(self.unseen)}, taken as they are: {_listed(self.unseen)}")
+        if self.sides[0] != self.sides[1]:
+            said.append(
+                f"sizes differ, from {self.sides[0]} to {self.sides[1]} px: each is resized, and learned from as it is then"
+            )
         if self.count < FEW:
             said.append(
                 f"{self.count} faces are few (200 or more are better): look at the report, and try --camera-pairs 0.5"
@@ -63,9 +74,10 @@ class Intake:
 def take_in(faces: Path, out: Path, side: int, *, detector: Detects | None, show: bool = False) -> Intake:
     """Make a folder of pictures ready; writes aligned faces of `side` px to `out` only where there is a need to.
 
-    A square picture whose face lies where an aligned one does is taken as it is, also when no face is found in it (it
-    may be too bad for the detector). Of any other picture each sure face is aligned. A second copy of a picture, a file
-    that is no picture, and a photograph without a face are left out and named. Without a `detector` nothing is aligned.
+    A square picture whose face lies where an aligned one does, upright and of its size, is taken as it is, also when no
+    face is found in it (it may be too bad for the detector). Of any other picture each sure face is aligned. A second
+    copy of a picture, a file that is no picture, one that shows nothing at all, and a photograph without a face are left
+    out and named. Without a `detector` nothing is aligned.
     Raises InputFileError when fewer than 8 faces are left.
     """
     paths = list_images(faces)
@@ -87,6 +99,7 @@ def take_in(faces: Path, out: Path, side: int, *, detector: Detects | None, show
         "count": count,
         "aligned": [name for path, faces_ in found.photos for name in _names(path, len(faces_))],
         "unseen": found.unseen,
+        "sides": [min(found.sides, default=0), max(found.sides, default=0)],
         "dropped": [list(item) for item in found.dropped],
     }
     with atomic_folder(out, overwrite=True) as folder:
@@ -100,6 +113,7 @@ class _Sorted:
 
     def __init__(self) -> None:
         self.whole: list[Path] = []
+        self.sides: list[int] = []
         self.photos: list[tuple[Path, list[Face]]] = []
         self.unseen: list[str] = []
         self.dropped: list[tuple[str, str]] = []
@@ -121,15 +135,20 @@ class _Sorted:
             self._by_faces(path, image, side, detector.detect(image))
 
     def _by_shape(self, path: Path, image: Image) -> None:
-        if _is_crop(image):
-            self.whole.append(path)
+        if _is_crop(image) and _is_plain(image):
+            self.dropped.append((path.name, _NOTHING))
+        elif _is_crop(image):
+            self._keep(path, image)
         else:
             size = f"{image.shape[1]}x{image.shape[0]}"
             self.dropped.append((path.name, f"not square ({size}), and there is no face detector to align it with"))
 
     def _by_faces(self, path: Path, image: Image, side: int, found: list[Face]) -> None:
         if _is_crop(image) and (not found or any(_in_place(face, image.shape[0]) for face in found)):
-            self.whole.append(path)
+            if not found and _is_plain(image):
+                self.dropped.append((path.name, _NOTHING))
+                return
+            self._keep(path, image)
             if not found:
                 self.unseen.append(path.name)
             return
@@ -141,6 +160,15 @@ class _Sorted:
             self.dropped.append((path.name, why))
 
 
+    def _keep(self, path: Path, image: Image) -> None:
+        self.whole.append(path)
+        self.sides.append(image.shape[0])
+
+
+def _is_plain(image: Image) -> bool:
+    return float(image.mean(axis=2).std()) < _PLAIN
+
+
 def _is_crop(image: Image) -> bool:
     height, width = image.shape[:2]
     return int(height) == int(width) and int(height) >= 64
@@ -148,7 +176,9 @@ def _is_crop(image: Image) -> bool:
 
 def _in_place(face: Face, side: int) -> bool:
     apart = np.linalg.norm(face.landmarks - template(side), axis=1).mean()
-    return float(apart) <= _ALIGNED * side
+    matrix = estimate_alignment(face.landmarks, side)
+    roll, scale = math.degrees(math.atan2(matrix[1, 0], matrix[0, 0])), scale_of(matrix)
+    return float(apart) <= _ALIGNED * side and abs(roll) <= _ROLL and 1 / _SCALE <= scale <= _SCALE
 
 
 def _pixels(face: Face, side: int) -> float:
@@ -180,6 +210,7 @@ def _read(out: Path, record: dict[str, Any], faces: Path) -> Intake:
         count=int(record["count"]),
         aligned=tuple(record["aligned"]),
         unseen=tuple(record["unseen"]),
+        sides=(int(record["sides"][0]), int(record["sides"][1])),
         dropped=tuple((str(name), str(why)) for name, why in record["dropped"]),
     )
 
@@ -187,7 +218,7 @@ def _read(out: Path, record: dict[str, Any], faces: Path) -> Intake:
 def _listing(paths: list[Path], side: int) -> str:
     """Digest of names, sizes and times: what the folder held when it was looked at."""
     stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
-    return hashlib.sha256(repr((side, stats)).encode()).hexdigest()
+    return hashlib.sha256(repr((_RULES, side, stats)).encode()).hexdigest()
 
 
 def _refuse(faces: Path, count: int, files: int, dropped: list[tuple[str, str]]) -> None:

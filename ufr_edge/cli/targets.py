@@ -98,7 +98,8 @@ def command(
     """Restore each face, noise it, denoise it with the diffusion prior, holding its low frequencies.
 
     Each target is scored, and kept, weighed down or rejected (index.jsonl). Goes on where an earlier call with the same
-    settings stopped; `accelerate launch -m ufr_edge targets ...` shares the faces out.
+    settings stopped; `accelerate launch -m ufr_edge targets ...` shares the faces out. Every square picture counts as
+    one aligned face: `adapt` looks for duplicates, turned faces and second ones first, this command does not.
     """
     from ufr_edge.adaptation.dial import dial
     from ufr_edge.adaptation.presets import get_preset
