@@ -44,7 +44,7 @@ def load(name: str, folder: Path) -> SpandrelRestorer:
         use_constant_weights(network)
         return GFPGANRestorer(network, side=64, input_spec=fixed(64)).eval()
     if name == "swinir":
-        state = swinir_state(swinir(img=8))
+        state = swinir_state(swinir())
     elif name == "restoreformer":
         options = {"n_embed": 16, "embed_dim": 32, "ch": 32, "z_channels": 32, "num_res_blocks": 1}
         state = architecture("RestoreFormer")(ch_mult=(1, 1), attn_resolutions=(), **options).state_dict()
@@ -85,7 +85,7 @@ def test_gfpgan_takes_channels_last_faces() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "side"), [("swinir", 64), ("gfpgan", 64), ("restoreformer", 32), ("codeformer", 512)]
+    ("name", "side"), [("swinir", 128), ("gfpgan", 64), ("restoreformer", 32), ("codeformer", 512)]
 )
 def test_every_network_becomes_engines(
     name: str, side: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
