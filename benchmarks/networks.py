@@ -74,9 +74,9 @@ INTRO = """# Networks of others as engines
 
 What becomes of the four networks that `ufr-edge` fine-tunes but did not design. The weights here are **random** (the
 architectures' own initialisation, seed 0, sizes as released): figures say that the engines compute what torch computes,
-nothing about pictures. With random weights the choice among CodeFormer's and RestoreFormer's codes is a near tie:
-rounding the weights to fp16 takes other codes for some places, and the PSNR is then that of another code. Of released
-weights this says nothing: measure them (`ufr-edge export` does, under its gate). Faces: smooth test patterns, 512 px. Levels are of 255.
+nothing about pictures. CodeFormer's 33.5 dB in fp16 is
+low: OpenVINO loses as much when only the weights are rounded, so that near ties among its codes, which random weights
+make, are the likely cause; that was not verified. Measure released weights (`ufr-edge export` does, under its gate). Faces: smooth test patterns, 512 px. Levels are of 255.
 
 Layers that reach beyond half of fp16's range on the frames given, and those that choose codes, stay in fp32 in the
 ONNX and TensorRT engines; conversion and clipping at the border always do. OpenVINO decides by device and keeps no layer
