@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import re
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Protocol
@@ -14,6 +18,7 @@ import numpy as np
 
 from ufr_edge.errors import BackendUnavailableError
 from ufr_edge.runtime.frame import Frame
+from ufr_edge.runtime.live.driver_thread import DriverThread
 from ufr_edge.runtime.video.reader import EXACT, upright
 from ufr_edge.runtime.video.source import ColourTags
 from ufr_edge.runtime.video.uri import Uri
@@ -152,24 +157,28 @@ class NetworkLink:
 
 
 class CaptureLink:
-    """A camera or a GStreamer pipeline through OpenCV."""
+    """A camera or a GStreamer pipeline through OpenCV. No wait is longer than the limits of `LinkConfig`.
+
+    A thread keeps the limits: OpenCV's own exist for some of its backends and versions only, and others refuse to
+    open when asked for them.
+    """
 
     finite = False
 
-    def __init__(self, target: int | str, backend: int, *, uri: Uri) -> None:
-        self._capture = cv2.VideoCapture(target, backend)
-        if not self._capture.isOpened():
-            self._capture.release()
-            msg = "it cannot be opened (not there, in use by another program, or no permission)"
-            raise LinkError(msg)
-        if uri.kind == "device":
-            self._ask(uri)
-        fps = float(self._capture.get(cv2.CAP_PROP_FPS))
-        self.rate: Fraction | None = Fraction(fps).limit_denominator(1001) if 0 < fps < 1000 else None
+    def __init__(self, target: int | str, backend: int, *, uri: Uri, config: LinkConfig) -> None:
+        self._config, self._closed = config, False
+        self._capture: Any = None
+        self.rate: Fraction | None = None
+        self._driver = DriverThread("ufr-camera")
+        try:
+            self._within(lambda: self._open(target, backend, uri), config.open_s)
+        except BaseException:
+            self.close()
+            raise
 
     def grab(self) -> Grabbed:
-        """The next picture. Raises LinkError when the camera gives none (unplugged)."""
-        done, picture = self._capture.read()
+        """The next picture. Raises LinkError when the camera gives none (unplugged), or hangs."""
+        done, picture = self._within(self._read, self._config.read_s)
         if not done or picture is None:
             msg = "it gives no more pictures"
             raise LinkError(msg)
@@ -177,8 +186,40 @@ class CaptureLink:
         return Grabbed(image=np.asarray(cv2.cvtColor(picture, code), dtype=np.uint8))
 
     def close(self) -> None:
-        """Let go of the camera."""
-        self._capture.release()
+        """Let go of the camera; of one that hangs, when it comes back. Twice is fine."""
+        if not self._closed:
+            self._closed = True
+            self._driver.end(self._release, self._config.open_s)
+
+    def _within(self, act: Callable[[], Any], seconds: float) -> Any:
+        try:
+            return self._driver.call(act, seconds)
+        except TimeoutError as exc:
+            raise LinkError(str(exc)) from None
+        except cv2.error as exc:
+            reason = str(getattr(exc, "err", "") or exc).strip().splitlines()
+            msg = f"its driver failed: {' '.join(reason)[:200]}"
+            raise LinkError(msg) from None
+
+    def _open(self, target: int | str, backend: int, uri: Uri) -> None:
+        with _quiet_opencv():
+            capture: Any = cv2.VideoCapture(target, backend)
+            self._capture = capture
+            if not capture.isOpened():
+                msg = "it cannot be opened (not there, in use by another program, or no permission)"
+                raise LinkError(msg)
+            if uri.kind == "device":
+                self._ask(uri)
+            fps = float(capture.get(cv2.CAP_PROP_FPS))
+        self.rate = Fraction(fps).limit_denominator(1001) if 0 < fps < 1000 else None
+
+    def _read(self) -> tuple[bool, Any]:
+        done, picture = self._capture.read()
+        return bool(done), picture
+
+    def _release(self) -> None:
+        if self._capture is not None:
+            self._capture.release()
 
     def _ask(self, uri: Uri) -> None:
         # MJPEG first: raw pictures of HD size do not pass through USB 2 at 30 frames/s.
@@ -197,10 +238,36 @@ def open_link(uri: Uri, config: LinkConfig) -> Link:
         return NetworkLink(uri, config)
     if uri.kind == "device":
         uri.only({"size", "rate"})
-        target = int(uri.target) if uri.target.isdecimal() else uri.target
-        return CaptureLink(target, cv2.CAP_ANY, uri=uri)
+        return CaptureLink(*_camera(uri), uri=uri, config=config)
     require_gstreamer(uri)
-    return CaptureLink(csi_pipeline(uri) if uri.kind == "csi" else uri.target, cv2.CAP_GSTREAMER, uri=uri)
+    pipeline = csi_pipeline(uri) if uri.kind == "csi" else uri.target
+    return CaptureLink(pipeline, cv2.CAP_GSTREAMER, uri=uri, config=config)
+
+
+def _camera(uri: Uri) -> tuple[int | str, int]:
+    """What to open of `0`, `/dev/video0` or a link to one, and with which of OpenCV's backends.
+
+    V4L2 itself, by number: by name FFmpeg or GStreamer would come first, which take no size and no format.
+    """
+    number = re.fullmatch(r"/dev/video(\d+)", str(uri.path.resolve()))
+    if uri.target.isdecimal() or number:
+        linux = sys.platform.startswith("linux")
+        return int(number[1] if number else uri.target), cv2.CAP_V4L2 if linux else cv2.CAP_ANY
+    return uri.target, cv2.CAP_ANY
+
+
+@contextmanager
+def _quiet_opencv() -> Iterator[None]:
+    """Keep OpenCV's own lines about a camera that is not there to itself, unless OPENCV_LOG_LEVEL asks for them."""
+    log: Any = getattr(getattr(cv2, "utils", None), "logging", None)
+    if "OPENCV_LOG_LEVEL" in os.environ or not hasattr(log, "setLogLevel"):
+        yield
+        return
+    before = log.setLogLevel(log.LOG_LEVEL_SILENT)
+    try:
+        yield
+    finally:
+        log.setLogLevel(before)
 
 
 def require_gstreamer(uri: Uri) -> None:
