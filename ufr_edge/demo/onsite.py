@@ -266,9 +266,8 @@ def judge(
 
 
 def train_oracle(reel: Reel, story: Story, out: Path, *, show: bool) -> Path | None:
-    """Fine-tune as the box did, on the faces it had, but towards the truth and without the adversary.
-
-    None when there was no re-adaptation to compare with.
+    """Fine-tune as the box did, but towards the truth and without the adversary, on as many faces as it began with,
+    recorded by it through this camera (it held some of its own out). None when there was no re-adaptation.
     """
     work = next(iter(sorted((out / DOOR / WORK).glob("[0-9]*/run"))), None)
     if work is None or story.faces == 0 or not (work / "config.json").is_file():
