@@ -16,7 +16,7 @@ from ufr_edge.adaptation import readapt as module
 from ufr_edge.adaptation.qa import QaConfig
 from ufr_edge.adaptation.readapt import ReadaptConfig, readapt
 from ufr_edge.adaptation.readapt_faces import fit_faces, split_people, take_faces
-from ufr_edge.adaptation.readapt_gate import GateReport, ReadaptLimits, compare
+from ufr_edge.adaptation.readapt_gate import GateReport, Outputs, ReadaptLimits, compare, measure_side
 from ufr_edge.cli import main
 from ufr_edge.errors import ConfigError, GateFailedError, InputFileError
 from ufr_edge.export.bundle_export import ExportOptions, export_bundle
@@ -34,6 +34,7 @@ WIDE = ReadaptLimits(
     consistency_db=99,
     noise=99,
     noise_levels=99,
+    better=0,
     least_sharpness=0,
     most_sharpness=999,
     landmark_px=99,
@@ -116,6 +117,7 @@ def test_it_becomes_a_new_version_with_lineage(site: Site) -> None:
     assert (manifest.lineage["camera"], manifest.lineage["prior"]) == ("door", site.config.prior)
     assert manifest.lineage["run_id"]
     assert [entry.name for entry in manifest.engines] == ["onnx-fp32"]
+    assert len(json.loads(manifest.lineage["cameras"])) == 1  # its own; the parent tells of none
     assert report.gate.faces == 3
     assert {"noise_sigma", "sharpness", "input_consistency_db", "landmark_px512", "skill_psnr_db"} <= set(
         report.gate.figures["new"]
@@ -123,6 +125,11 @@ def test_it_becomes_a_new_version_with_lineage(site: Site) -> None:
     # No picture of anybody stays behind.
     pictures = {path.name for path in site.work.rglob("*") if path.suffix in (".png", ".jpg")}
     assert pictures <= {"curves.png"}
+    # Nor does anything large: the bundle is among the versions.
+    left = {path.relative_to(site.work).as_posix() for path in site.work.rglob("*") if path.is_file()}
+    assert left == {".lock", "readapt.json", "gate.json", "faces.json", "lineage.json", "run/config.json"}
+    record = json.loads((site.work / "lineage.json").read_text())
+    assert record["lineage"]["parent"] == manifest.lineage["parent"] and report.bundle == new.path
     # The same call again changes nothing.
     assert site.readapt().installed == new.path
     assert len(history(site.folder)) == 2
@@ -132,7 +139,7 @@ def test_it_becomes_a_new_version_with_lineage(site: Site) -> None:
     assert current_version(site.folder).number == 1
 
 
-STAGES = ("_split", "make_targets", "finetune", "export_bundle", "judge", "install_version")
+STAGES = ("_split", "make_targets", "finetune", "export_bundle", "judge", "install_once")
 
 
 @pytest.mark.slow
@@ -152,7 +159,7 @@ def test_stopped_anywhere_it_goes_on(
         patch.setattr(module, stage, stopped)
         site.readapt()
     live = current_version(site.folder)
-    assert live.number == (2 if (stage, when) == ("install_version", "after") else 1)
+    assert live.number == (2 if (stage, when) == ("install_once", "after") else 1)
     read_bundle(live.path).check()
     site.readapt()
     assert [version.number for version in history(site.folder)] == [1, 2]
@@ -170,6 +177,7 @@ def test_no_better_is_not_installed(site: Site) -> None:
     assert caught.value.exit_code == 3
     assert [version.number for version in history(site.folder)] == [1]
     assert json.loads((site.work / "gate.json").read_text())["reasons"]
+    assert not list(site.work.rglob("*.ufr")) + list(site.work.rglob("*.pt"))
 
 
 @pytest.mark.slow
@@ -293,7 +301,7 @@ GOOD = {
     ],
 )
 def test_each_figure_can_refuse(name: str, value: float, reason: str) -> None:
-    (found,) = compare(GOOD, GOOD | {name: value}, ReadaptLimits())
+    (found,) = compare(GOOD, GOOD | {name: value}, ReadaptLimits(better=0))
     assert found.startswith(reason)
 
 
@@ -306,10 +314,40 @@ def test_better_or_unknown_figures_pass() -> None:
     }
     assert compare(GOOD, better, ReadaptLimits()) == ()
     without = {name: value for name, value in GOOD.items() if name != "identity"}
-    assert compare(without, GOOD | {"identity": 0.0}, ReadaptLimits()) == ()
+    assert compare(without, GOOD | {"identity": 0.0}, ReadaptLimits(better=0)) == ()
     GateReport(figures={}, reasons=(), faces=0).raise_if_refused()
     with pytest.raises(ConfigError, match="consistency_db"):
         ReadaptLimits(consistency_db=float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("change", "refused"),
+    [
+        ({}, True),
+        ({"noise_sigma": 1.92, "clean_look": 4.81}, True),
+        ({"noise_sigma": 1.89}, False),
+        ({"clean_look": 4.7, "noise_sigma": 2.2}, False),
+        ({"input_consistency_db": 33.0, "skill_psnr_db": 27.0}, True),
+        ({"clean_look": float("nan"), "noise_sigma": float("nan")}, True),
+    ],
+)
+def test_as_good_as_before_is_not_better(change: dict[str, float], refused: bool) -> None:
+    old = GOOD | {"clean_look": 5.0}
+    reasons = compare(old, old | change, ReadaptLimits())
+    assert [reason.startswith("nothing got better by 5 %: noise left") for reason in reasons][-1:] == (
+        [True] if refused else []
+    )
+
+
+def test_the_look_of_clean_faces_is_nearer_the_cleaner_they_are() -> None:
+    clean = make_faces(12, seed=1)
+    rng = np.random.default_rng(0)
+    noisy = [np.clip(clean + rng.normal(0, s, clean.shape), 0, 255).astype(np.uint8) for s in (3, 12)]
+    made = [Outputs(camera=images, skill=clean) for images in noisy]
+    little, much = (
+        measure_side(one, noisy[1], clean, detector=None, embed=None)["clean_look"] for one in made
+    )
+    assert 0 < little < 0.95 * much
 
 
 def test_the_command_says_what_is_missing(tmp_path: Path, made: tuple[Path, str]) -> None:

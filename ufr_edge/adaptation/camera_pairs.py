@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,12 +121,27 @@ def estimate_camera(
         msg = f"Faces {lq.shape} and targets {clean.shape} must have one shape, and there must be some."
         raise ShapeError(msg)
     at = np.linspace(0, len(lq) - 1, min(probe, len(lq))).round().astype(int)
-    fit = _Fit(fingerprint(lq[at]), clean[at], seed, advance or (lambda *_: None))
+    return _estimate(_Fit(fingerprint(lq[at]), clean[at], seed, advance or (lambda *_: None)))
+
+
+def estimate_from_fingerprint(
+    seen: Fingerprint, clean: Images, *, seed: int = 0, probe: int = 16
+) -> CameraEstimate:
+    """As `estimate_camera` where the camera's faces are gone and their fingerprint is left; clean: any clean faces of
+    its side. Rougher: what differs is not the camera alone.
+    """
+    at = np.linspace(0, len(clean) - 1, min(probe, len(clean))).round().astype(int)
+    return _estimate(_Fit(seen, clean[at], seed, lambda *_: None))
+
+
+def _estimate(fit: _Fit) -> CameraEstimate:
     fitted = [fit.refine(CameraModel(shrink=shrink)) for shrink in SHRINKS]
     best = min(fitted, key=lambda found: found[1])[0]
     coded = [fit.refine(dataclasses.replace(best, quality=q), rounds=2) for q in QUALITIES]
     model, distance = min((*fitted, *coded), key=lambda found: found[1])
-    return CameraEstimate(model=model, distance=distance, before=fit.distance(clean[at]), faces=len(at))
+    return CameraEstimate(
+        model=model, distance=distance, before=fit.distance(fit.clean), faces=len(fit.clean)
+    )
 
 
 class _Fit:
@@ -137,14 +152,14 @@ class _Fit:
         self.wanted = {name: value.mean for name, value in seen.values.items()}
 
     def distance(self, faces: Images) -> float:
-        return _total(fingerprint_distance(fingerprint(faces), self.seen).parts)
+        return total_distance(fingerprint_distance(fingerprint(faces), self.seen).parts)
 
     def refine(self, model: CameraModel, *, rounds: int = _ROUNDS) -> tuple[CameraModel, float]:
         """Correct noise and blur by what the fingerprint of the degraded faces lacks; the best of all rounds."""
         tried: list[tuple[CameraModel, float]] = []
         for _ in range(rounds):
             print_ = fingerprint(degrade_all(self.clean, model, seed=self.seed))
-            tried.append((model, _total(fingerprint_distance(print_, self.seen).parts)))
+            tried.append((model, total_distance(fingerprint_distance(print_, self.seen).parts)))
             self.advance()
             model = self._corrected(model, {name: value.mean for name, value in print_.values.items()})
         return min(tried, key=lambda found: found[1])
@@ -175,7 +190,8 @@ def _square(ln_blur: float) -> float:
     return max(0.0, math.exp(2 * ln_blur) - 0.25)
 
 
-def _total(parts: Any) -> float:
+def total_distance(parts: Mapping[str, float]) -> float:
+    """Parts of a `fingerprint_distance` as one number: root mean square over noise, correlation, blur and blocks."""
     known = [parts[name] for name in DEGRADATIONS if name in parts]
     return math.sqrt(sum(value**2 for value in known) / max(1, len(known)))
 

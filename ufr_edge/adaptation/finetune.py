@@ -13,7 +13,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ufr_edge.adaptation.camera_pairs import CameraEstimate, camera_source, estimate_camera
+from ufr_edge.adaptation.camera_pairs import (
+    CameraEstimate,
+    CameraModel,
+    camera_source,
+    estimate_camera,
+)
+from ufr_edge.adaptation.earlier_cameras import replay_source
 from ufr_edge.adaptation.faces import MINIMUM_FACES, FaceSet, load_faces, skipped_lines
 from ufr_edge.adaptation.lineage import lineage
 from ufr_edge.adaptation.loop import LoopConfig, check_origin, run_loop
@@ -25,7 +31,6 @@ from ufr_edge.adaptation.restorer_task import (
     RestorerTraining,
     restore_batch,
 )
-from ufr_edge.adaptation.sources import degrading_source
 from ufr_edge.adaptation.target_index import target_weights
 from ufr_edge.adaptation.terms import build_task, check_terms, needs_real, task_kind
 from ufr_edge.adaptation.workers import Workers
@@ -104,13 +109,15 @@ def finetune(
     *,
     real: Path | None = None,
     held_out: HeldOut | None = None,
+    cameras: Sequence[CameraModel] = (),
     overwrite: bool = False,
     tell: Callable[[str], None] | None = None,
     show: bool = True,
 ) -> Path:
     """Fine-tune on pairs matched by stem and write `out`/weights.safetensors; returns its path.
 
-    `real`: a folder of unrelated clean faces, for the adversarial term and replay. `tell` is told how many pairs there
+    `real`: a folder of unrelated clean faces, for the adversarial term and replay. `cameras`: earlier ones, by which
+    replayed faces are degraded too. `tell` is told how many pairs there
     are and what was left out (in the main process). Goes on from
     `out`/checkpoint.pt. Raises InputFileError with fewer than 8 pairs, TrainingError on a NaN loss,
     ConfigError when the checkpoint has other weights, pairs or losses behind it (`overwrite` starts afresh),
@@ -119,7 +126,7 @@ def finetune(
     check_terms(config, real)
     start = load_any_restorer(config.restorer)
     pairs = load_pairs(faces, targets, start.side, show=show)
-    origin = _origin(start.path, pairs, config)
+    origin = _origin(start.path, pairs, config, cameras)
     workers = Workers(config.device)
     with workers.main_first():
         check_origin(out, kind=task_kind(config), origin=origin, overwrite=overwrite)
@@ -130,7 +137,7 @@ def finetune(
     say = tell if tell and workers.main else _silent
     for line in (*pairs.lines, *(real_lines(real, clean) if real and clean else ())):
         say(line)
-    source = _mixed(pair_source(pairs, config), _extras(clean, pairs, camera, config, before))
+    source = _mixed(pair_source(pairs, config), _extras(clean, pairs, camera, config, before, cameras))
     task = build_task(start.model, source, clean, config, held_out=held_out, run=out, workers=workers)
     steps = run_loop(
         task,
@@ -232,6 +239,7 @@ def _extras(
     camera: CameraEstimate | None,
     config: FinetuneConfig,
     before: Callable[[Images], Images] | None,
+    cameras: Sequence[CameraModel],
 ) -> list[tuple[int, PairSource]]:
     """How many pairs of each batch come from elsewhere, and from where."""
     made = round(config.camera_pairs * config.batch) if camera else 0
@@ -240,7 +248,7 @@ def _extras(
     if camera is not None and made:
         extras.append((made, camera_source(pairs.truth, camera.model, made, config.seed + 17)))
     if clean is not None and old:
-        replayed = degrading_source(clean, {"classic": 1.0}, old, config.seed + 13)
+        replayed = replay_source(clean, cameras, old, config.seed + 13)
         extras.append((old, kept_source(replayed, before) if before else replayed))
     return extras
 
@@ -278,7 +286,9 @@ def _mixed(draw: PairSource, extras: Sequence[tuple[int, PairSource]]) -> PairSo
     return together
 
 
-def _origin(start: Path, pairs: Pairs, config: FinetuneConfig) -> str:
+def _origin(
+    start: Path, pairs: Pairs, config: FinetuneConfig, cameras: Sequence[CameraModel] = ()
+) -> str:
     """Digest of what decides the result beside the length and the rate of training, which may change midway."""
     training = config.training
     settings = (
@@ -293,6 +303,7 @@ def _origin(start: Path, pairs: Pairs, config: FinetuneConfig) -> str:
         digest.update(repr(training.code_losses).encode())
     if config.replay:
         digest.update(config.replay_target.encode())
+        digest.update(repr(tuple(cameras)).encode() if cameras else b"")
     if pairs.weights is not None or config.camera_pairs:
         digest.update(f"{config.camera_pairs} {pairs.weights}".encode())
     for images in (pairs.lq, pairs.truth):

@@ -21,11 +21,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ufr_edge.adaptation.camera_pairs import CameraModel, degrade_all, estimate_camera
+from ufr_edge.adaptation.earlier_cameras import CAMERAS, earlier_cameras, lineage_text
 from ufr_edge.adaptation.faces import load_faces
-from ufr_edge.adaptation.finetune import FinetuneConfig, finetune
+from ufr_edge.adaptation.finetune import FinetuneConfig, finetune, load_pairs
 from ufr_edge.adaptation.loop import LoopConfig
 from ufr_edge.adaptation.qa import QaConfig
-from ufr_edge.adaptation.readapt_faces import fit_faces, note_faces, place_faces, split_people, take_faces
+from ufr_edge.adaptation.readapt_faces import (
+    fit_faces,
+    note_faces,
+    place_faces,
+    refuse_few,
+    split_people,
+    take_faces,
+)
 from ufr_edge.adaptation.readapt_gate import Embeds, GateReport, Outputs, ReadaptLimits, judge
 from ufr_edge.adaptation.sources import degrading_source
 from ufr_edge.adaptation.targets import TargetsConfig, make_targets
@@ -33,7 +42,7 @@ from ufr_edge.calibration.frames import CalibrationConfig
 from ufr_edge.calibration.gate import GateConfig
 from ufr_edge.config import to_json
 from ufr_edge.demo.scene import FACES as SHIPPED_FACES
-from ufr_edge.errors import BackendUnavailableError, ConfigError, InputFileError
+from ufr_edge.errors import BackendUnavailableError, ConfigError
 from ufr_edge.export.bundle_export import ExportOptions, export_bundle
 from ufr_edge.export.requests import EngineRequest
 from ufr_edge.export.stored_weights import bundle_weights
@@ -43,15 +52,17 @@ from ufr_edge.restorers.loading import find_restorer, load_any_restorer
 from ufr_edge.runtime.bundle import Bundle, open_bundle_engine, read_bundle
 from ufr_edge.runtime.faces.detect import Detects, FaceDetector
 from ufr_edge.runtime.faces_archive import unpack_faces
+from ufr_edge.runtime.live.onsite import leave_records
 from ufr_edge.runtime.lock import file_lock
 from ufr_edge.runtime.manifest import MANIFEST
 from ufr_edge.runtime.pipeline import infer_all
-from ufr_edge.runtime.versions import install_once
+from ufr_edge.runtime.versions import history, install_once
 
 Images = NDArray[np.uint8]
 Tell = Callable[[str], None]
 STATE = "readapt.json"
 GATE = "gate.json"
+LINEAGE = "lineage.json"
 _PRIVATE = 0o700
 _SKILL_FACES = 16
 _WAIT_S = 86_400.0
@@ -61,7 +72,8 @@ _WAIT_S = 86_400.0
 class ReadaptConfig:
     """Settings for few faces and a small machine.
 
-    replay: share of each batch that is clean faces degraded as in the first training, so that old skill is kept.
+    replay: share of each batch that is clean faces degraded as in the first training, or as by the last 3 cameras of the
+    bundle's lineage, so that old skill is kept.
     held_out: share of the people (tracks) kept out of training, for the gate; at most `most_held_out` faces.
     least_faces, least_people: below which nothing is done. minutes: of training in one sitting. max_drop_db: of int8
     engines. newest: take so many of the last faces by name, None: all. require_faces: refuse pictures in which no face
@@ -96,8 +108,8 @@ class ReadaptConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ReadaptReport:
-    """bundle: the new one, in the work folder. installed: the version it became, None where there is no folder of
-    versions. gate: the figures. notes: what was left out, in words."""
+    """bundle: the new one; in the work folder, or the version it became. installed: that version, None where there is no
+    folder of versions. gate: the figures. notes: what was left out, in words."""
 
     bundle: Path
     installed: Path | None
@@ -144,12 +156,13 @@ def readapt(
     """Adapt the bundle (or the current version of a folder of versions) to the aligned `faces` of its camera: a
     folder, or an archive NAME.ufrf.
 
-    The new bundle is `work`/NAME.ufr; it becomes a new version where `bundle` is a folder of versions. weights: to
+    The new bundle is `work`/NAME.ufr, or a new version where `bundle` is a folder of versions. weights: to
     start from, None: those of the bundle. real: clean faces to replay, None: the shipped ones. keep: versions to keep.
     detector, embed: for landmarks (None: the built-in one) and identity. Goes on where an earlier call with the same
-    arguments was stopped or killed. The pictures of people in `work` are removed once it is decided.
+    arguments was stopped or killed. Once it is decided, records alone stay in `work` (`RECORDS`), and the new bundle
+    where it was not installed.
     Raises InputFileError (too few faces, all of one person, no weights), ConfigError (`work` is of another run),
-    GateFailedError with the reasons when the new bundle is no better: nothing is installed then; and as `make_targets`,
+    GateFailedError with the reasons when the new bundle is not better: nothing is installed then; and as `make_targets`,
     `finetune`, `export_bundle`, `install_version`.
     """
     with file_lock(work / ".lock", timeout_s=_WAIT_S):  # a child that outlived its watcher may still be at it
@@ -169,11 +182,16 @@ def _run(
         job.tell("comparing the new bundle with the old one")
         report = _judge(job, split, detector, embed)
         write_json(report_path, report.to_json())
-    report = _read_report(report_path)
-    _clean(job)
+    report = GateReport.from_json(read_json(report_path))
+    if report.reasons:
+        leave_records(job.work)
     report.raise_if_refused()
-    installed = None if job.site is None else _install(job, keep)
-    return ReadaptReport(bundle=job.bundle, installed=installed, gate=report, notes=notes)
+    if job.site is None:
+        leave_records(job.work, also=[job.bundle.name])
+        return ReadaptReport(bundle=job.bundle, installed=None, gate=report, notes=notes)
+    installed = _install(job, job.site, keep)
+    leave_records(job.work)
+    return ReadaptReport(bundle=installed, installed=installed, gate=report, notes=notes)
 
 
 def _open_job(
@@ -256,7 +274,7 @@ def _split(job: _Job, faces: Path) -> Path:
         seen = folder / "seen"
         taken = take_faces(faces, seen, config.newest)
         fit, unfit = fit_faces(seen, side) if taken else ([], Counter())
-        _refuse_few(faces, len(fit), unfit, config.least_faces)
+        refuse_few(faces, len(fit), unfit, config.least_faces)
         train, held = split_people(
             seen,
             fit,
@@ -271,17 +289,6 @@ def _split(job: _Job, faces: Path) -> Path:
         shutil.rmtree(seen)
         note_faces(job.work, folder)
     return target
-
-
-def _refuse_few(faces: Path, fit: int, unfit: Mapping[str, int], least: int) -> None:
-    if fit >= least:
-        return
-    why = ", ".join(f"{count} {fault}" for fault, count in sorted(unfit.items()))
-    msg = (
-        f"{faces} holds {fit} usable faces{f' (left out: {why})' if why else ''}; re-adaptation needs {least}. "
-        "Record more: ufr-edge stream SOURCE SINK --bundle B --record FOLDER"
-    )
-    raise InputFileError(msg)
 
 
 def _train(job: _Job, split: Path) -> Path:
@@ -307,7 +314,9 @@ def _train(job: _Job, split: Path) -> Path:
         settings, training=training, loop=loop, seed=config.seed, device=config.device
     )
     job.tell("fine-tuning")
-    finetune(split / "train", job.work / "targets", run, settings, real=job.real, show=job.show)
+    cameras = _cameras(job)
+    targets_of = job.work / "targets"
+    finetune(split / "train", targets_of, run, settings, real=job.real, cameras=cameras, show=job.show)
     return run
 
 
@@ -329,6 +338,7 @@ def _export(job: _Job, run: Path, split: Path) -> tuple[str, ...]:
         "run_id": job.run_id,
         "prior": config.prior,
         **({"camera": job.camera} if job.camera else {}),
+        CAMERAS: lineage_text([*_cameras(job), _own_camera(job, split)]),
     }
     export_bundle(
         load_any_restorer(run),
@@ -340,6 +350,17 @@ def _export(job: _Job, run: Path, split: Path) -> tuple[str, ...]:
         options=options,
     )
     return notes
+
+
+def _cameras(job: _Job) -> tuple[CameraModel, ...]:
+    return earlier_cameras(job.parent, job.real, job.work, seed=job.config.seed)
+
+
+def _own_camera(job: _Job, split: Path) -> CameraModel:
+    """The camera as its faces show it, for those who come after."""
+    side = job.parent.manifest.restorer.side
+    pairs = load_pairs(split / "train", job.work / "targets", side, minimum=1)
+    return estimate_camera(pairs.lq, pairs.truth, seed=job.config.seed).model
 
 
 def _requests(parent: Bundle) -> tuple[tuple[EngineRequest, ...], tuple[str, ...]]:
@@ -363,36 +384,44 @@ def _judge(job: _Job, split: Path, detector: Detects | None, embed: Embeds | Non
     clean = load_faces(job.real, side, minimum=1, show=False)
     count = min(_SKILL_FACES, len(clean))
     bad, truth = degrading_source(clean, {"classic": 1.0}, count, job.config.seed + 29)(0, slice(None))
+    still = clean.images[:count]
+    seed = job.config.seed + 31
+    seen = [degrade_all(still, model, seed=seed + number) for number, model in enumerate(_cameras(job))]
     outputs = []
     for path in (job.parent.path, job.bundle):
         with open_bundle_engine(path, threads=1) as engine:
             outputs.append(
-                Outputs(camera=infer_all(engine, lq, batch=8), skill=infer_all(engine, bad, batch=8))
+                Outputs(
+                    camera=infer_all(engine, lq, batch=8),
+                    skill=infer_all(engine, bad, batch=8),
+                    earlier=tuple(infer_all(engine, images, batch=8) for images in seen),
+                )
             )
     with ExitStack() as stack:
         detects = detector or stack.enter_context(FaceDetector(threads=1))
-        return judge(*outputs, lq=lq, truth=truth, limits=job.config.limits, detector=detects, embed=embed)
+        return judge(
+            *outputs,
+            lq=lq,
+            truth=truth,
+            clean=still,
+            limits=job.config.limits,
+            detector=detects,
+            embed=embed,
+        )
 
 
-def _install(job: _Job, keep: int | None) -> Path:
+def _install(job: _Job, site: Path, keep: int | None) -> Path:
     """Make it the current version, unless an earlier call did: it may have been left again since."""
-    assert job.site is not None
-    job.tell(f"installing into {job.site}")
-    return install_once(job.site, job.bundle, keep=keep)
-
-
-def _read_report(path: Path) -> GateReport:
-    value = read_json(path)
-    return GateReport(
-        figures=value["figures"],
-        reasons=tuple(value["reasons"]),
-        faces=int(value["faces"]),
-        limits=ReadaptLimits(**value["limits"]),
-    )
-
-
-def _clean(job: _Job) -> None:
-    """Remove what shows people; figures, weights and the bundle stay."""
-    unfinished = [path.name for path in job.work.glob(".*") if path.is_dir()]
-    for name in ("split", "targets", "unpacked", *unfinished):
-        shutil.rmtree(job.work / name, ignore_errors=True)
+    record = job.work / LINEAGE
+    if not record.is_file():
+        job.tell(f"installing into {site}")
+        installed = install_once(site, job.bundle, keep=keep)
+        manifest = job.bundle / MANIFEST
+        lineage = dict(read_bundle(job.bundle).manifest.lineage)
+        write_json(record, {"installed": installed.name, "sha256": sha256_file(manifest), "lineage": lineage})
+    digest = read_json(record)["sha256"]
+    for version in history(site):
+        if version.manifest_sha256 == digest:
+            return version.path
+    msg = f"What {job.work} made is no longer among the versions of {site}. Choose another work folder."
+    raise ConfigError(msg)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ufr_edge.adaptation.faces import MINIMUM_FACES, list_images, read_face
@@ -105,6 +105,18 @@ def fit_faces(folder: Path, side: int) -> tuple[list[str], Counter[str]]:
         else:
             unfit[fault] += 1
     return fit, unfit
+
+
+def refuse_few(faces: Path, fit: int, unfit: Mapping[str, int], least: int) -> None:
+    """Raise InputFileError when fewer than `least` faces are fit; unfit: the others, by what is wrong."""
+    if fit >= least:
+        return
+    why = ", ".join(f"{count} {fault}" for fault, count in sorted(unfit.items()))
+    msg = (
+        f"{faces} holds {fit} usable faces{f' (left out: {why})' if why else ''}; re-adaptation needs {least}. "
+        "Record more: ufr-edge stream SOURCE SINK --bundle B --record FOLDER"
+    )
+    raise InputFileError(msg)
 
 
 def place_faces(faces: Path, target: Path, names: Sequence[str]) -> None:

@@ -9,16 +9,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ufr_edge.adaptation.camera_pairs import total_distance
 from ufr_edge.adaptation.evaluate import no_reference_figures
 from ufr_edge.errors import ConfigError, GateFailedError
 from ufr_edge.metrics.landmarks import find_landmarks, landmark_shift
 from ufr_edge.metrics.quality import psnr
 from ufr_edge.runtime.faces.detect import Detects
+from ufr_edge.runtime.fingerprint import LEAST_SIDE, fingerprint, fingerprint_distance
 
 Images = NDArray[np.uint8]
 Embeds = Callable[[Images], NDArray[np.float32]]
 """Faces uint8 (N, S, S, 3) to one vector each, (N, D): a face recognition network, where there is one."""
 
+_GAINS = {"noise_sigma": "noise left in levels", "clean_look": "distance from the look of clean faces"}
+_EARLIER = "earlier_camera_"
 _WHITE = 0.8  # share of white noise's energy above a quarter of the sampling frequency
 
 
@@ -27,15 +31,17 @@ class ReadaptLimits:
     """New against old, means over held-out faces of the camera.
 
     consistency_db: may agree so much less with the input at 1/8 of its size. noise, noise_levels: may leave so many
-    times the noise, or so many levels more. least_sharpness, most_sharpness: detail beyond the noise, against the
+    times the noise, or so many levels more. better: noise left, or the distance from the look of clean faces, must fall
+    by this share (0: neither need). least_sharpness, most_sharpness: detail beyond the noise, against the
     old's. landmark_px: points may lie so much further from the input's, in px at 512. lost: share of faces more in
     which none is found. identity: mean cosine with the input may fall by so much. skill_db: PSNR that may be lost on
-    what the old one was trained for.
+    what the old one was trained for, and on what each earlier camera of its lineage makes of clean faces.
     """
 
     consistency_db: float = 1.0
     noise: float = 1.1
     noise_levels: float = 0.3
+    better: float = 0.05
     least_sharpness: float = 0.5
     most_sharpness: float = 3.0
     landmark_px: float = 1.5
@@ -70,19 +76,32 @@ class GateReport:
             "limits": asdict(self.limits),
         }
 
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> GateReport:
+        """Read what `to_json` wrote."""
+        return cls(
+            figures=value["figures"],
+            reasons=tuple(value["reasons"]),
+            faces=int(value["faces"]),
+            limits=ReadaptLimits(**value["limits"]),
+        )
+
     def raise_if_refused(self) -> None:
         """Raise GateFailedError with the reasons, if there are any."""
         if self.reasons:
-            msg = f"The new bundle is no better, and the old one stays: {'; '.join(self.reasons)}."
+            msg = f"The new bundle is not better, and the old one stays: {'; '.join(self.reasons)}."
             raise GateFailedError(msg)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outputs:
-    """What a bundle makes of the camera's faces, and of those of its earlier training (both uint8 (N, S, S, 3))."""
+    """What a bundle makes of the camera's faces, of those of its first training, and of clean faces degraded as by each
+    earlier camera (all uint8 (N, S, S, 3)).
+    """
 
     camera: Images
     skill: Images
+    earlier: tuple[Images, ...] = ()
 
 
 def judge(
@@ -91,17 +110,19 @@ def judge(
     *,
     lq: Images,
     truth: Images,
+    clean: Images | None = None,
     limits: ReadaptLimits | None = None,
     detector: Detects | None = None,
     embed: Embeds | None = None,
 ) -> GateReport:
-    """Compare two bundles on held-out faces `lq`; truth: the clean versions of what `skill` was made from.
+    """Compare two bundles on held-out faces `lq`; truth: the clean versions of what `skill` was made from,
+    clean: of what each of `earlier` was.
 
     detector, embed: measure landmarks and identity, where given.
     """
     chosen = limits or ReadaptLimits()
     figures = {
-        name: measure_side(side, lq, truth, detector=detector, embed=embed)
+        name: measure_side(side, lq, truth, detector=detector, embed=embed) | _on_earlier(side, clean)
         for name, side in (("old", old), ("new", new))
     }
     reasons = compare(figures["old"], figures["new"], chosen)
@@ -117,6 +138,9 @@ def measure_side(
     figures["sharpness"] = max(0.0, figures["high_frequency_energy"] - noise) ** 0.5
     if detector is not None:
         figures |= _landmarks(outputs.camera, lq, detector)
+    if len(truth) and truth.shape[1] == lq.shape[1] >= LEAST_SIDE:
+        seen = fingerprint_distance(fingerprint(outputs.camera), fingerprint(truth)).parts
+        figures["clean_look"] = total_distance(seen)
     if embed is not None:
         figures["identity"] = float((_unit(embed(outputs.camera)) * _unit(embed(lq))).sum(1).mean())
     if len(truth):
@@ -126,8 +150,17 @@ def measure_side(
     return figures
 
 
+def _on_earlier(outputs: Outputs, clean: Images | None) -> dict[str, float]:
+    """PSNR on each earlier camera; 1 is the oldest."""
+    return {
+        f"{_EARLIER}{number}_psnr_db": float(np.mean([psnr(a, b) for a, b in zip(made, clean, strict=True)]))
+        for number, made in enumerate(outputs.earlier, 1)
+        if clean is not None
+    }
+
+
 def compare(old: Mapping[str, float], new: Mapping[str, float], limits: ReadaptLimits) -> tuple[str, ...]:
-    """What of the new figures is over the limits, in words. A figure that only one of them has is left out."""
+    """What of the new figures is over the limits, or that nothing got better, in words. A figure that only one of them has is left out."""
     noise = max(limits.noise * old["noise_sigma"], old["noise_sigma"] + limits.noise_levels)
     bounds = {
         "input_consistency_db": (old["input_consistency_db"] - limits.consistency_db, np.inf, "agreement with the input in dB"),
@@ -142,6 +175,9 @@ def compare(old: Mapping[str, float], new: Mapping[str, float], limits: ReadaptL
         "identity": (old.get("identity", -np.inf) - limits.identity, np.inf, "likeness to the input"),
         "skill_psnr_db": (old.get("skill_psnr_db", -np.inf) - limits.skill_db, np.inf, "PSNR in dB on earlier degradations"),
     }  # fmt: skip
+    for name in [name for name in old if name.startswith(_EARLIER)]:
+        words = f"PSNR in dB on clean faces degraded as by earlier camera {name.split('_')[2]}"
+        bounds[name] = (old[name] - limits.skill_db, np.inf, words)
     reasons = []
     for name, (least, most, words) in bounds.items():
         value = new.get(name)
@@ -149,7 +185,16 @@ def compare(old: Mapping[str, float], new: Mapping[str, float], limits: ReadaptL
             continue
         side, limit = ("at least", least) if not value >= least else ("at most", most)
         reasons.append(f"{words}: {value:.2f}, was {old[name]:.2f}, must be {side} {limit:.2f}")
-    return tuple(reasons)
+    return (*reasons, *_not_better(old, new, limits.better))
+
+
+def _not_better(old: Mapping[str, float], new: Mapping[str, float], share: float) -> tuple[str, ...]:
+    """A reason unless noise left or the distance from the look of clean faces fell by the share."""
+    known = {name: words for name, words in _GAINS.items() if name in old and name in new}
+    if share == 0 or any(new[name] <= (1 - share) * old[name] and new[name] < old[name] for name in known):
+        return ()
+    seen = ", ".join(f"{words} {old[name]:.2f} to {new[name]:.2f}" for name, words in known.items())
+    return (f"nothing got better by {100 * share:g} %: {seen}",)
 
 
 def _landmarks(images: Images, lq: Images, detector: Detects) -> dict[str, float]:
