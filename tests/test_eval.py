@@ -158,6 +158,8 @@ def test_lpips_and_fid_are_measured_where_they_load(clean: Path, monkeypatch: py
     assert "lpips" not in report.not_measured and "fid" not in report.not_measured
     assert report.settings["lpips"].startswith("v0.1, alex, at 64 px")
     assert "compare at equal counts only" in report.settings["fid"]
+    # Statement 20: the count of images and the reference set
+    assert report.settings["fid"].startswith(f"3 images against the 3 of {clean}, ")
     same = evaluate(config(truth=clean, faces=clean, degrade=(), side=SIDE), show=False).figures["given"][
         "input"
     ]

@@ -102,6 +102,52 @@ def test_statement_15_run_as_a_task(tmp_path: Path) -> None:
     assert found.result is not found.model  # EMA 0.995 is what is used at test
 
 
+def test_statement_15_what_is_kept_is_the_average(tmp_path: Path) -> None:
+    """Statement 15: 0.995 of what it was and 0.005 of the new weights, from the start, after every step."""
+    found = code_task(tmp_path)
+    average = weights(found)
+    for step in range(3):
+        found.step(step)
+        now = found.model.state_dict()
+        average = {key: 0.995 * old + 0.005 * now[key] for key, old in average.items()}
+    kept = found.result.state_dict()
+    for key, expected in average.items():
+        torch.testing.assert_close(kept[key], expected, rtol=0, atol=1e-6)
+    moved = [key for key in kept if not torch.equal(kept[key], found.model.state_dict()[key])]
+    assert moved and all(key.removeprefix("network.").startswith(TRAINED) for key in moved)
+
+
+class Half(Workers):
+    """One of two processes, without the other: its rows of each batch alone."""
+
+    def __init__(self, index: int) -> None:
+        super().__init__("cpu")
+        self.index, self.count = index, 2
+
+
+def test_the_gradients_of_two_halves_mean_that_of_the_whole(tmp_path: Path) -> None:
+    """As the slow tests with real processes below: what each computes, meaned, is what one computes."""
+    lq, goal = make_faces(4, seed=1), make_faces(4, seed=2)
+
+    def gradient(workers: Workers) -> Tensor:
+        torch.manual_seed(0)
+        model = build_restorer("edge-s")
+        torch.nn.init.normal_(model.head.weight, std=0.01)
+        training = RestorerTraining(
+            steps=3, precision="fp32", accumulate=2, losses=LossWeights(prior_features=0, adversarial=0)
+        )
+        found = RestorerTask(
+            model, training, pairs=lambda _, rows: (lq[rows], goal[rows]), batch=4, run=tmp_path, workers=workers
+        )
+        for part in found.parts:
+            found._backward(0, part)
+        return torch.cat([p.grad.flatten() for p in found.model.parameters() if p.grad is not None])
+
+    halves = [gradient(Half(index)) for index in (0, 1)]
+    assert not torch.allclose(halves[0], halves[1], rtol=1e-2)
+    torch.testing.assert_close((halves[0] + halves[1]) / 2, gradient(Workers("cpu")), rtol=1e-3, atol=1e-6)
+
+
 def test_statement_15_labels_stay_those_of_the_start(tmp_path: Path) -> None:
     """Statement 15: the copy that gives the labels is the network as it was, after training and after a resume."""
     found = code_task(tmp_path)

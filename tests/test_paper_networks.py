@@ -22,9 +22,15 @@ from training_fakes import make_faces, save_small_restorer, write_faces
 from ufr_edge.adaptation.discriminator import UNetDiscriminatorSN
 from ufr_edge.adaptation.eval_run import EvalConfig, evaluate
 from ufr_edge.adaptation.restorer_task import restore_batch
+from ufr_edge.errors import ModelFileError
 from ufr_edge.metrics.quality import QualitySettings
 from ufr_edge.priors.files import load_prior
-from ufr_edge.priors.improved_diffusion import PAPER_NETWORK, Attention, ImprovedDiffusionUNet
+from ufr_edge.priors.improved_diffusion import (
+    PAPER_NETWORK,
+    Attention,
+    ImprovedDiffusionConfig,
+    ImprovedDiffusionUNet,
+)
 from ufr_edge.restorers.codeformer import (
     code_loss,
     codebook_features,
@@ -36,6 +42,7 @@ from ufr_edge.restorers.codeformer import (
 )
 from ufr_edge.restorers.edge import build_restorer
 from ufr_edge.restorers.loading import load_any_restorer
+from ufr_edge.restorers.protocol import fixed
 from ufr_edge.restorers.spandrel_loader import CodeFormerRestorer, SwinIRRestorer
 
 
@@ -83,6 +90,30 @@ def test_statement_11_swinir(tmp_path: Path) -> None:
     assert len(loaded.model.file_state()) == 732
     with torch.no_grad():
         assert loaded.model(torch.rand(1, 3, 64, 64)).shape == (1, 3, 64, 64)
+
+
+def test_statements_10_and_11_at_small_size(tmp_path: Path) -> None:
+    """Statements 10 and 11: strict loading and size in = size out, on tiny networks of the same kinds."""
+    torch.manual_seed(0)
+    shape = ImprovedDiffusionConfig(
+        side=512, channels=32, multipliers=(1, 2), blocks=(1, 1), attention=(256,), head_channels=64
+    )
+    files = {
+        "iddpm.pth": (ImprovedDiffusionUNet(shape).state_dict(), load_prior),
+        "swinir.pth": (swinir_state(swinir()), load_any_restorer),
+    }
+    for name, (state, load) in files.items():
+        path = tmp_path / name
+        torch.save({f"module.{key}": tensor for key, tensor in state.items()}, path)
+        load(path)
+        torch.save(dict(list(state.items())[:-1]), path)
+        with pytest.raises(ModelFileError):
+            load(path)
+    torch.save(swinir_state(swinir()), tmp_path / "swinir.pth")
+    model = load_any_restorer(tmp_path / "swinir.pth").model
+    for side in (64, 128):
+        with torch.no_grad():
+            assert model(torch.rand(1, 3, side, side)).shape == (1, 3, side, side)
 
 
 @pytest.mark.slow
@@ -197,6 +228,40 @@ def test_statement_15_the_rest_stays_bit_identical() -> None:
 def test_statement_15_w_is_a_half_at_test() -> None:
     """Statement 15: w = 0.5 (AdaIN is on in the architecture used; see test_checkpoints.py for the whole network)."""
     assert CodeFormerRestorer.w == 0.5
+
+
+def test_statement_15_adain_is_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Statement 15: the codebook's features get the statistics of the encoder's in the pass that we make."""
+    with torch.device("meta"):
+        network = codeformer().eval()
+    module, seen = sys.modules[type(network).__module__], list[torch.Size]()
+
+    def watched(content: torch.Tensor, style: torch.Tensor) -> torch.Tensor:
+        seen.extend((content.shape, style.shape))
+        return content
+
+    monkeypatch.setattr(module, "adaptive_instance_normalization", watched)
+    model = CodeFormerRestorer(network, side=512, input_spec=fixed(512))
+    with torch.no_grad():
+        out = model(torch.empty(1, 3, 512, 512, device="meta"))
+    assert out.shape == (1, 3, 512, 512)
+    assert seen == [(1, 256, 16, 16)] * 2
+
+
+def test_statement_15_w_reaches_the_network() -> None:
+    """Statement 15: w = 0.5 is what one pass asks of the network."""
+    asked: list[float] = []
+
+    class Asked(TinyCodeFormer):
+        def forward(self, image: torch.Tensor, weight: float = 0.0) -> tuple[torch.Tensor]:
+            asked.append(weight)
+            return (image,)
+
+    image = torch.rand(1, 3, 512, 512)
+    model = CodeFormerRestorer(Asked(), side=512, input_spec=fixed(512))
+    with torch.no_grad():
+        torch.testing.assert_close(model(image), image)
+    assert asked == [0.5]
 
 
 @pytest.mark.slow

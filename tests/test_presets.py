@@ -241,6 +241,33 @@ def test_statement_14_real_faces_are_the_clean_set_alone(tmp_path: Path) -> None
     torch.testing.assert_close(torch.cat(seen), expected, check_stride=False)
 
 
+def test_statement_14_no_adversarial_gradient_in_the_discriminator_in_an_accumulated_step(tmp_path: Path) -> None:
+    """Statement 14: when the discriminator's turn comes, the generator's parts have left nothing in its gradients."""
+    found = task(
+        tmp_path,
+        small(SWINIR.finetune.training, accumulate=2, losses=LossWeights(l1=1, prior_features=0, adversarial=0.1)),
+        real=lambda _, rows: make_faces(4, seed=3)[rows],
+    )
+    assert found.adversary is not None and len(found.parts) == 2
+    parameters, whole = list(found.adversary.model.parameters()), found.adversary.update
+    entered: list[list[Tensor | None]] = []
+
+    def gradients() -> list[Tensor | None]:
+        return [None if p.grad is None else p.grad.clone() for p in parameters]
+
+    def watched(parts: Any) -> float:
+        entered.append(gradients())
+        return whole(parts)
+
+    found.adversary.update = watched  # type: ignore[method-assign]
+    for step in range(2):
+        before = gradients()
+        figures = found.step(step)
+        assert figures["adversarial"] > 0
+        for old, new in zip(before, entered[step], strict=True):
+            assert (old is None) == (new is None) and (old is None or new is None or torch.equal(old, new))
+
+
 def test_many_real_faces_are_read_when_drawn(tmp_path: Path) -> None:
     """FFHQ at 512 px does not fit into memory: what is drawn is the same, a broken file is named."""
     folder = write_faces(tmp_path / "clean", make_faces(9))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import av
@@ -66,6 +68,32 @@ def test_aligned_with_full_fidelity_gives_the_input(tmp_path: Path, bundle: Path
     code, output = run("-i", source, "-o", tmp_path / "out.png", "--engine", bundle, "--aligned", "-w", "1")
     assert code == 0, output
     np.testing.assert_array_equal(read_image(tmp_path / "out.png"), face)
+
+
+STATEMENT_19 = """
+import sys
+from ufr_edge.cli import main
+from ufr_edge.runtime.engines.base import Engine
+passes, infer = [], Engine.infer
+Engine.infer = lambda self, batch: (passes.append(len(batch)), infer(self, batch))[1]
+try:
+    main(sys.argv[1:])
+except SystemExit as done:
+    print("PASSES", done.code, sum(passes), *sys.modules)
+"""
+
+
+def test_statement_19_aligned_faces_take_one_pass_and_no_diffusion(tmp_path: Path, bundle: Path) -> None:
+    """Statement 19: the command on aligned faces is the restorer alone; neither torch nor a prior is imported."""
+    (tmp_path / "in").mkdir()
+    for i in range(3):
+        write_picture(tmp_path / "in" / f"{i}.png", picture(i, size=(32, 32)))
+    given = ["run", "-i", tmp_path / "in", "-o", tmp_path / "out", "--engine", bundle, "--aligned", "--threads", "1"]
+    words = [sys.executable, "-c", STATEMENT_19, *map(str, given)]
+    shown = subprocess.run(words, capture_output=True, text=True, check=True).stdout.split("PASSES")[1].split()
+    assert shown[0] in ("0", "None") and len(list((tmp_path / "out").glob("*.png"))) == 3
+    assert int(shown[1]) in (3, 4)  # and one to warm up
+    assert not [name for name in shown if name.startswith(("torch", "diffusers", "ufr_edge.priors"))]
 
 
 @pytest.mark.parametrize(

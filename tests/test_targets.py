@@ -22,6 +22,7 @@ from ufr_edge.adaptation.finetune import FinetuneConfig, load_pairs, pair_source
 from ufr_edge.adaptation.qa import QaConfig
 from ufr_edge.adaptation.target_index import append_entries, digest, read_index, target_weights
 from ufr_edge.adaptation.targets import CHOICE, TargetsConfig, make_targets
+from ufr_edge.adaptation.workers import Workers
 from ufr_edge.cli import main
 from ufr_edge.errors import InputFileError, OutputError
 from ufr_edge.priors.sampler import SamplerConfig
@@ -167,6 +168,39 @@ def test_the_dials_curve_is_drawn(camera: Path, config: TargetsConfig, tmp_path:
     assert [row["fidelity"] for row in rows] == [0, 0.25, 0.5, 0.75, 1]
     assert {"psnr_db", "prior_feature_distance"} <= set(rows[0])
     assert "data:image/png" in (tmp_path / "t" / "sweep.html").read_text()
+
+
+def test_statement_6_another_camera_with_the_same_restored_faces_gives_the_same_targets(
+    camera: Path, config: TargetsConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Statement 6, through `make_targets`: of the faces it is given only what the restorer made of them counts."""
+    other = write_faces(tmp_path / "other", make_faces(10, seed=5))
+    config = dataclasses.replace(config, batch=10)
+    made = {}
+    for restored_seed, folder, out in ((8, camera, "a"), (8, other, "b"), (9, camera, "c")):
+        fixed = make_faces(10, seed=restored_seed)
+        monkeypatch.setattr(module, "restore_batch", lambda *_, fixed=fixed, **__: fixed)
+        make_targets(folder, tmp_path / out, config, show=False)
+        made[out] = [path.read_bytes() for path in sorted((tmp_path / out).glob("*.png"))]
+    assert len(made["a"]) == 10 and made["a"] == made["b"]
+    assert not set(made["a"]) & set(made["c"])
+
+
+def test_the_shares_of_two_processes_are_what_one_draws(
+    camera: Path, config: TargetsConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the slow test with real processes below, one after another in this one."""
+    make_targets(camera, tmp_path / "one", config, show=False)
+    for index in (0, 1):  # each into a folder of its own, or the second would find the first's share done
+        workers = Workers("cpu")
+        workers.index, workers.count = index, 2
+        monkeypatch.setattr(module, "Workers", lambda _, workers=workers: workers)
+        make_targets(camera, tmp_path / f"of{index}", config, show=False)
+    one, first, second = ({p.name: p.read_bytes() for p in (tmp_path / n).glob("*.png")} for n in ("one", "of0", "of1"))
+    assert (len(first), len(second)) == (6, 4)  # groups of 4 and 2, and of 4
+    assert one == first | second
+    shares = read_index(tmp_path / "of0") | read_index(tmp_path / "of1")
+    assert read_index(tmp_path / "one") == shares
 
 
 def launch(words: list[str], count: int) -> None:

@@ -302,7 +302,8 @@ def _settings(config: EvalConfig, faces: _Faces, meters: Meters, truth: Truth | 
             f"v0.1, {config.lpips}, at {faces.images.shape[1]} px (SHA-256 {NETS[config.lpips].backbone.file.sha256})"
         )
     if meters.inception:
-        note = f"Inception 2015-12-05 as pytorch-fid: bilinear to {SIDE} (SHA-256 {INCEPTION.file.sha256})"
+        count = len(faces.names)
+        note = f"{count} images against the {count} of {config.truth}, Inception 2015-12-05 as pytorch-fid: bilinear to {SIDE} (SHA-256 {INCEPTION.file.sha256})"
         few = f"; {len(faces.names)} faces are no more than its {FEATURES} features: compare at equal counts only"
         settings["fid"] = note + (few if len(faces.names) <= FEATURES else "")
     if truth.landmarks is not None:
