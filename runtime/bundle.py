@@ -21,7 +21,7 @@ from ufr_edge.runtime.bundle_cache import open_archive
 from ufr_edge.runtime.device import device_fingerprint
 from ufr_edge.runtime.engines import Engine, installed_backends, open_engine_file
 from ufr_edge.runtime.manifest import MANIFEST, EngineEntry, Manifest, check_name
-from ufr_edge.runtime.version_link import linked_version
+from ufr_edge.runtime.version_link import CURRENT, VERSIONS, linked_version
 
 DEVICES = {
     "onnxruntime": ("cpu", "cuda"),
@@ -296,6 +296,8 @@ def _none_fits(
     if not asked_for:
         return ConfigError(f"No engine of {manifest.name} is what was asked for: {listing or 'it has none'}.")
     if any(isinstance(error, EngineMisfitError) for _, error in asked_for):
+        if path is not None and path.parent.name == VERSIONS and (path.parents[1] / CURRENT).exists():
+            path = path.parents[1]  # a version never changes; how another is made, `rebuild` says
         msg = (
             f"No engine of {manifest.name} fits this machine: {listing}. "
             "Choose another with --engine-name NAME, or build it here: give --rebuild, or run: "

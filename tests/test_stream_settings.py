@@ -18,6 +18,7 @@ from ufr_edge.runtime.faces.stabilise import StabiliserConfig
 from ufr_edge.runtime.live.session import LiveConfig
 from ufr_edge.runtime.live.sinks import LIVE_ENCODE
 from ufr_edge.runtime.run import RunConfig
+from ufr_edge.runtime.versions import install_version
 
 FACES = (
     "--min-face", "40", "--max-yaw", "30", "--restore-faces", "2", "--no-stabilise", "--grain", "0.5",
@@ -94,3 +95,14 @@ def test_a_stream_into_an_h265_file(tmp_path: Path, bundle: Path) -> None:
         "--codec", "h265", "--preset", "ultrafast", "--crf", "30", "--threads", "1",
     )  # fmt: skip
     assert "6 in, 6 out" in output and len(read_clip(tmp_path / "out.mkv")) == 6
+
+
+def test_watch_has_the_same_settings_and_makes_a_token_for_a_page_for_others(
+    tmp_path: Path, bundle: Path, seen: list[Any]
+) -> None:
+    install_version(tmp_path / "door", bundle)
+    given = ("--bundle", tmp_path / "door", "--readapt", "off", "--restore-faces", "2", "--crf", "30")
+    output = call("watch", "in.mp4", "http://0.0.0.0:0", *given)
+    (live,) = seen
+    assert live.pipeline.limits.max_faces == 2 and live.sink.encode.crf == 30
+    assert f"token: {live.sink.token} " in output and len(live.sink.token) == 32

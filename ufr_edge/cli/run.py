@@ -13,10 +13,11 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from ufr_edge.cli.rebuilding import rebuild_misfits, rebuild_option
 from ufr_edge.cli.restoring import encode_config, encode_options, face_options, pipeline_config
 from ufr_edge.errors import UfrEdgeError
 from ufr_edge.progress import Advance, progress_bar
-from ufr_edge.runtime.bundle import open_bundle_engine
+from ufr_edge.runtime.bundle import Wanted, open_bundle_engine
 from ufr_edge.runtime.engines.base import EngineInfo
 from ufr_edge.runtime.faces.detect import DetectorConfig
 from ufr_edge.runtime.machine import usable_cores
@@ -33,6 +34,7 @@ from ufr_edge.runtime.video.encoder import EncodeConfig
 @click.option("-o", "--output", "out", required=True, type=click.Path(path_type=Path), help="Same kind.")
 @click.option("--engine", "bundle", required=True, type=click.Path(path_type=Path), help="Bundle NAME.ufr")
 @click.option("--engine-name", help="Engine of the bundle, by name. Default: the best for this device.")
+@rebuild_option
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, GPU, ...")
 @click.option("--aligned", is_flag=True, help="The input is aligned faces: no detection, no paste.")
 @face_options("--max-faces")
@@ -57,6 +59,7 @@ def command(
     out: Path,
     bundle: Path,
     engine_name: str | None,
+    rebuild: bool,
     device: str,
     aligned: bool,
     depth: str | None,
@@ -85,6 +88,8 @@ def command(
         workers=workers,
         partial=partial,
     )
+    if rebuild:
+        rebuild_misfits(bundle, Wanted(name=engine_name, device=device))
     reopen = functools.partial(open_bundle_engine, bundle, engine=engine_name, device=device, threads=threads)
     with reopen() as engine:
         if not as_json:

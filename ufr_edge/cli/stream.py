@@ -18,11 +18,12 @@ from rich.live import Live
 from rich.text import Text
 
 from ufr_edge.cli.options import FOLDER, stack
+from ufr_edge.cli.rebuilding import rebuild_misfits, rebuild_option
 from ufr_edge.cli.restoring import encode_config, encode_options, face_options, pipeline_config
 from ufr_edge.cli.settings import settings_option
 from ufr_edge.errors import ConfigError, ExitCode, UfrEdgeError
 from ufr_edge.files import check_writable, write_json
-from ufr_edge.runtime.bundle import read_bundle
+from ufr_edge.runtime.bundle import Wanted, read_bundle
 from ufr_edge.runtime.faces.detect import DetectorConfig
 from ufr_edge.runtime.fingerprint import Fingerprint
 from ufr_edge.runtime.fingerprint_files import bundle_fingerprint
@@ -51,6 +52,7 @@ STREAM_OPTIONS = stack(
     click.option("--engine-name", help="Engine of the bundle, by name. Default: the best for this device."),
     click.option("--smaller-engine", help="Engine for when frames are late. Default: the fastest, if another."),
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, GPU, ..."),
+    rebuild_option,
     face_options(),
     encode_options(LIVE_ENCODE),
     click.option("--deadline", type=click.FloatRange(0, min_open=True), metavar="MS", help="Age at the sink from which a frame is late. [default: 3 frame periods]"),
@@ -95,7 +97,6 @@ def command(source: str, sink: str, **given: Any) -> None:
     rtsp://, udp:// or null://. Ctrl-C ends it; what was written can be played. In the name of a file to write,
     %Y %m %d %H %M %S are the time of the start (%% is a percent sign), so that each run has a file of its own.
     """
-    given["token"] = _token(sink, given["token"])
     play(source, sink, given)
 
 
@@ -108,6 +109,9 @@ def play(
     """
     if given["report"] is not None:
         check_writable(given["report"])
+    given = given | {"token": _token(sink, given["token"])}
+    if given["rebuild"]:
+        rebuild_misfits(given["bundle"], Wanted(name=given["engine_name"], device=given["device"]))
     config, events = replace(_config(given), observer=_observer(given, needs_drift)), EventLog()
     ended, error = "failed", None
     wish = EngineWish(
