@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -98,7 +99,7 @@ def test_statements_10_and_11_at_small_size(tmp_path: Path) -> None:
     shape = ImprovedDiffusionConfig(
         side=512, channels=32, multipliers=(1, 2), blocks=(1, 1), attention=(256,), head_channels=64
     )
-    files = {
+    files: dict[str, tuple[dict[str, torch.Tensor], Callable[[Path], object]]] = {
         "iddpm.pth": (ImprovedDiffusionUNet(shape).state_dict(), load_prior),
         "swinir.pth": (swinir_state(swinir()), load_any_restorer),
     }
