@@ -23,6 +23,8 @@ _LEAST_POINTS, _LEAST_SHARE = 10, 0.4  # of the points that must come back
 _LIKENESS = 0.5  # correlation of the grey pictures of one face in two frames, noise and all
 _MOST_SCALE, _MOST_TURN = 1.25, 20.0  # from one frame to the next; degrees
 _INSIDE = np.linspace(0.3, 0.72, 6, dtype=np.float32)  # the face itself, as shares of the crop
+_POINTS = np.stack(np.meshgrid(_INSIDE, _INSIDE + 0.05), axis=-1).reshape(-1, 2) * _PATCH
+_POINTS.setflags(write=False)
 
 
 @dataclass(frozen=True)
@@ -119,15 +121,17 @@ def _alike(before: Patch, now: Patch, motion: Affine) -> bool:
 
 
 def _grid(landmarks: FloatArray) -> FloatArray:
-    shares = np.stack(np.meshgrid(_INSIDE, _INSIDE + 0.05), axis=-1).reshape(-1, 2)
-    points = apply(inverse(estimate_alignment(landmarks, _PATCH)), shares * _PATCH)
+    points = apply(inverse(estimate_alignment(landmarks, _PATCH)), _POINTS)
     return np.concatenate([landmarks, points]).astype(np.float32)
 
 
 def _cut(frame: Frame, roi: tuple[int, int, int, int], size: tuple[int, ...]) -> Patch:
     x0, y0, x1, y1 = roi
     step = max(1, (x1 - x0) // (2 * _PATCH))  # of a large face not every pixel is needed
-    part = cv2.cvtColor(np.ascontiguousarray(frame[y0:y1:step, x0:x1:step]), cv2.COLOR_RGB2GRAY)
+    seen = frame[y0:y1, x0:x1]
+    if step > 1:
+        seen = np.ascontiguousarray(seen[::step, ::step])
+    part = cv2.cvtColor(seen, cv2.COLOR_RGB2GRAY)
     how = cv2.INTER_AREA if part.shape[1] > size[0] else cv2.INTER_LINEAR
     grey = cv2.GaussianBlur(cv2.resize(part, (size[0], size[1]), interpolation=how), (3, 3), 0)
     return Patch(np.asarray(grey, np.uint8), roi, (size[0] / (x1 - x0), size[1] / (y1 - y0)))

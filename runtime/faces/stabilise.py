@@ -94,7 +94,7 @@ class FaceMemory:
         weight, noise = _weight(past, coarse, dt)
         weight *= np.float32(math.exp(-dt / self._config.memory_s))
         face = _mix(new, past.face, _finer(weight, new))
-        past_coarse = coarse + weight[..., None] * (past.coarse - coarse)
+        past_coarse = _mix(coarse, past.coarse, weight)
         self._pasts[sight.identity] = _Past(face, past_coarse, sight, noise)
         return np.asarray(cv2.convertScaleAbs(face), np.uint8)  # rounds and saturates
 
@@ -147,10 +147,11 @@ def _weight(past: _Past, coarse: FloatArray, dt: float) -> tuple[FloatArray, flo
     red, green, blue = cv2.split(cv2.absdiff(coarse, past.coarse))
     difference = np.asarray(cv2.GaussianBlur(cv2.max(cv2.max(red, green), blue), (3, 3), 0), np.float32)
     inner = difference[len(difference) // 5 : -(len(difference) // 5)]
-    seen = float(np.quantile(inner, _QUANTILE))
+    rank = round(_QUANTILE * (inner.size - 1))
+    seen = float(np.partition(inner, rank, axis=None)[rank])
     noise = min(max(seen, _LEAST_NOISE), past.noise * (1 + _NOISE_RISE * dt), _MOST_NOISE)
-    ratio = difference / np.float32(_PASSING * noise)
-    weight = cv2.erode(1 / (1 + ratio**4), np.ones((3, 3), np.uint8))
+    ratio = np.square(difference * np.float32(1 / (_PASSING * noise)))
+    weight = cv2.erode(1 / (1 + ratio * ratio), np.ones((3, 3), np.uint8))
     return np.asarray(cv2.GaussianBlur(weight, (3, 3), 0), np.float32), noise
 
 

@@ -22,10 +22,13 @@ def warp(
     """
     width, height = size
     k = min(_MOST_SAMPLES, max(1, math.ceil(1 / scale_of(matrix) - 0.05)))
-    if k == 1:
-        return _warp(picture, matrix, size, border)
-    fine = _warp(picture, refined(matrix, k), (width * k, height * k), border)
-    return np.asarray(cv2.resize(fine, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+    if k > 1:
+        matrix = refined(matrix, k)
+    part, matrix = _part(picture, matrix, (width * k, height * k), border)
+    fine = _warp(part, matrix, (width * k, height * k), border)
+    if k > 1:
+        fine = _averaged(fine, size, k)
+    return fine if fine.shape[2] == 3 else np.asarray(cv2.cvtColor(fine, cv2.COLOR_RGBA2RGB), np.uint8)
 
 
 def warp_mask(mask: FloatArray, matrix: Affine, size: tuple[int, int]) -> FloatArray:
@@ -36,7 +39,8 @@ def warp_mask(mask: FloatArray, matrix: Affine, size: tuple[int, int]) -> FloatA
 
 def scale_of(matrix: Affine) -> float:
     """Linear scale of an affine matrix: the square root of its area factor."""
-    return math.sqrt(abs(float(np.linalg.det(matrix[:, :2]))))
+    (a, b, _), (c, d, _) = matrix.tolist()
+    return math.sqrt(abs(a * d - b * c))
 
 
 def refined(matrix: Affine, k: int) -> Affine:
@@ -60,6 +64,37 @@ def compose(second: Affine, first: Affine) -> Affine:
 def apply(matrix: Affine, points: FloatArray) -> FloatArray:
     """Map points (N, 2) x, y by a 2x3 matrix."""
     return np.asarray(points @ matrix[:, :2].T + matrix[:, 2], dtype=np.float32)
+
+
+def _part(picture: Frame, matrix: Affine, size: tuple[int, int], border: int) -> tuple[Frame, Affine]:
+    """The part of `picture` that the result shows, with a fourth channel, and the matrix from it.
+
+    OpenCV warps four channels twice as fast as three, to the same bytes. The whole picture as it is where the
+    result shows what lies outside, which depends on all of it, and where there is little to gain.
+    """
+    height, width = picture.shape[:2]
+    corners = np.array([[0, 0], [size[0], 0], [0, size[1]], size], np.float64)
+    places = corners @ (back := inverse(matrix))[:, :2].T + back[:, 2]
+    (x0, y0), (x1, y1) = (places.min(axis=0) - 2).tolist(), (places.max(axis=0) + 3).tolist()
+    if border == cv2.BORDER_REPLICATE:  # which needs nothing but the edge
+        x0, y0, x1, y1 = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
+    if (
+        not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height)
+        or (x1 - x0) * (y1 - y0) > 4 * size[0] * size[1]
+    ):
+        return picture, matrix
+    left, top = int(x0), int(y0)
+    part = cv2.cvtColor(picture[top : math.ceil(y1), left : math.ceil(x1)], cv2.COLOR_RGB2RGBA)
+    shifted = matrix.copy()
+    shifted[:, 2] += matrix[:, :2] @ (left, top)
+    return np.asarray(part, np.uint8), shifted
+
+
+def _averaged(fine: Frame, size: tuple[int, int], k: int) -> Frame:
+    if k % 2:  # OpenCV averages fast over even numbers of pixels only
+        half = k // 2
+        return np.ascontiguousarray(cv2.blur(fine, (k, k))[half::k, half::k])
+    return np.asarray(cv2.resize(fine, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def _warp(picture: Frame, matrix: Affine, size: tuple[int, int], border: int) -> Frame:
