@@ -76,13 +76,11 @@ def quantize_onnx(source: Path, target: Path, frames: NDArray[np.uint8], *, conf
     frames: uint8 RGB (N, S, S, 3) of the graph's side, N >= 1. Weights become signed 8 bit per output channel.
     Raises BuildError when quantization fails, BackendUnavailableError when onnx is not installed.
     """
-    onnx = require("onnx", extra="export")
-    quantization = require("onnxruntime.quantization", extra="export")
+    onnx = require("onnx", extra="build")
+    quantization = require("onnxruntime.quantization", extra="build")
     graph = onnx.load(source).graph
     excluded = [*nodes_outside_convolutions(graph), *config.ignored]
     percentile = config.percentile is not None
-    if percentile:
-        frames = frames[: max(len(frames) // _CHUNK, 1) * _CHUNK]
     method = quantization.CalibrationMethod
     kind = quantization.QuantType
     unsigned = config.runtime == "onnxruntime"
@@ -125,7 +123,7 @@ def _extra_options(config: QdqConfig, count: int) -> dict[str, Any]:
     options: dict[str, Any] = {}
     if config.percentile is not None:
         options["CalibPercentile"] = config.percentile
-        options["CalibStridedMinMax"] = min(_CHUNK, count)  # despite its name: images a pass, for any method
+        options["CalibStridedMinMax"] = _chunk(count)  # despite its name: images a pass, for any method
     if config.runtime == "tensorrt":
         options |= {
             "QuantizeBias": False,
@@ -135,6 +133,12 @@ def _extra_options(config: QdqConfig, count: int) -> dict[str, Any]:
             "OpTypesToExcludeOutputQuantization": ["Conv"],
         }
     return options
+
+
+def _chunk(count: int) -> int:
+    """The largest share of `count` images that a pass may hold: onnxruntime takes equal passes only, and every image
+    that the manifest counts is to be seen."""
+    return next(size for size in range(min(_CHUNK, count), 0, -1) if count % size == 0)
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from ufr_edge.export.qat import QatConfig, QatResult, finetune_quantized
 from ufr_edge.export.requests import BASE, TUNED, EngineRequest
 from ufr_edge.export.sources import OnnxSources
 from ufr_edge.export.stored_weights import write_weights
-from ufr_edge.export.tensorrt_export import module_name
+from ufr_edge.export.tensorrt_export import Building, BuildLimits, module_name
 from ufr_edge.files import atomic_folder, check_free, check_replaceable, sha256_file
 from ufr_edge.optional import require
 from ufr_edge.restorers.loading import AnyRestorer
@@ -54,12 +54,12 @@ def _no_progress(n: int = 1, note: str = "") -> None:
 class ExportOptions:
     """What is rarely changed.
 
-    gate: what engines below fp32 may lose, None = measure and refuse nothing. gate_faces: folder of aligned faces
+    gate: what engines may lose, None = measure and refuse nothing. gate_faces: folder of aligned faces
     (or with `lq/` and `hq/` pairs) to measure the drop on; None = the references, else the faces held out of the
     calibration set. calibration: how frames are chosen and ranges made. store_faces: put the first 8 gate faces
     into the bundle, for `ufr-edge verify`; they are pictures of people. retreat: see GateRun. qat: folder of aligned
     faces to fine-tune the int8 engines' weights on first, by qat_config. store_weights: put the weights in as fp16, to
-    adapt again from (`ufr-edge readapt`). wait_s: for another build of the same bundle.
+    adapt again from (`ufr-edge readapt`). tensorrt: what its builds may take. wait_s: for another build of the bundle.
     """
 
     gate: GateConfig | None = field(default_factory=GateConfig)
@@ -70,6 +70,7 @@ class ExportOptions:
     qat: Path | None = None
     qat_config: QatConfig = field(default_factory=QatConfig)
     store_weights: bool = True
+    tensorrt: BuildLimits = field(default_factory=BuildLimits)
     wait_s: float = 3600.0
 
 
@@ -149,6 +150,7 @@ def export_bundle(
             parity=inputs.parity,
             config=chosen.gate,
             retreat=chosen.retreat,
+            building=Building(limits=chosen.tensorrt, logs=out),
         )
         gated, entries = _build_engines(formats, run, advance)
         stored = write_weights(folder, restorer) if chosen.store_weights else ()

@@ -17,7 +17,7 @@ from ufr_edge.export.half import refuse_overflow
 from ufr_edge.export.openvino_export import export_openvino
 from ufr_edge.export.requests import FINGERPRINT, EngineRequest, backend_of
 from ufr_edge.export.sources import OnnxSources
-from ufr_edge.export.tensorrt_export import TensorRtConfig, export_tensorrt
+from ufr_edge.export.tensorrt_export import Building, export_tensorrt
 from ufr_edge.files import sha256_file
 from ufr_edge.runtime.device import device_fingerprint
 from ufr_edge.runtime.engines import Engine, installed_backends, open_engine_file
@@ -55,14 +55,14 @@ def build_engine_files(
     folder: Path,
     *,
     sources: OnnxSources,
-    config: TensorRtConfig | None = None,
+    building: Building | None = None,
     kept: Sequence[str] = (),
     control: AccuracyControl | None = None,
 ) -> tuple[str, ...]:
     """Write one engine's files into `folder`; return their names, the one to open first.
 
     kept: layers (convolution node names) of an int8 engine to leave in higher precision. control: let NNCF choose
-    them instead, OpenVINO only.
+    them instead, OpenVINO only. building: TensorRT only.
     Raises BuildError, CalibrationError, BackendUnavailableError.
     """
     source = sources.get(request.format, request.precision, kept=kept)
@@ -82,8 +82,14 @@ def build_engine_files(
         )
         return tuple(path.name for path in paths)
     target = folder / f"{request.name}.engine"
+    how = building or Building()
     export_tensorrt(
-        folder / source, target, backend=request.format, config=config or TensorRtConfig(side=sources.side)
+        folder / source,
+        target,
+        backend=request.format,
+        config=how.limits.at(sources.side),
+        note=how.note,
+        log=how.log(request.name),
     )
     return target.name, source
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from ufr_edge.errors import GateFailedError
 from ufr_edge.export.engine_build import Measured, ParitySet, build_engine_files, measure_engine
 from ufr_edge.export.requests import EngineRequest
 from ufr_edge.export.sources import OnnxSources
+from ufr_edge.export.tensorrt_export import Building
 from ufr_edge.optional import require
 
 _NAMED = 5
@@ -57,6 +58,7 @@ class GateRun:
     """What building an engine under the gate needs. config: None = measure, refuse nothing.
 
     retreat: who puts layers back, we by what each was measured to cost, or NNCF's accuracy control (OpenVINO only).
+    building: how TensorRT builds; its progress goes to `note`.
     """
 
     folder: Path
@@ -64,6 +66,7 @@ class GateRun:
     parity: ParitySet
     config: GateConfig | None
     retreat: Retreat = "measured"
+    building: Building = field(default_factory=Building)
     note: Callable[[str], None] = lambda text: None
     clock: Callable[[], float] = time.monotonic
 
@@ -76,7 +79,7 @@ def build_gated(request: EngineRequest, run: GateRun) -> GatedEngine:
     """
     started = run.clock()
     built = _build(request, run, ())
-    if run.config is not None and request.precision != "fp32" and _excess(built, run.config):
+    if run.config is not None and _excess(built, run.config):
         if request.precision != "int8":
             raise _refusal(request, built, run, ended="")
         if run.retreat == "nncf" and request.format == "openvino":
@@ -143,7 +146,8 @@ def _controlled(request: EngineRequest, run: GateRun, config: GateConfig, starte
 
 
 def _build(request: EngineRequest, run: GateRun, kept: Sequence[str]) -> GatedEngine:
-    files = build_engine_files(request, run.folder, sources=run.sources, kept=kept)
+    building = replace(run.building, note=run.note)
+    files = build_engine_files(request, run.folder, sources=run.sources, kept=kept, building=building)
     measured = measure_engine(run.folder, files, request, run.parity)
     half = request.precision == "fp16" and request.format != "openvino"
     labels = run.sources.kept_in_fp32().words if half else ()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ufr_edge.calibration.compare import compare_frames, run_batches
 from ufr_edge.calibration.frames import CalibrationSet, load_calibration
@@ -23,10 +23,10 @@ from ufr_edge.errors import (
 )
 from ufr_edge.export.lock import build_lock
 from ufr_edge.export.openvino_export import export_openvino
-from ufr_edge.export.rebuild_add import Addition, plan_addition, prepare_addition
 from ufr_edge.export.rebuild_evidence import gate_faces, kept_layers, kept_nodes, update_record
-from ufr_edge.export.tensorrt_export import TensorRtConfig, export_tensorrt
+from ufr_edge.export.tensorrt_export import Building, BuildLimits, export_tensorrt
 from ufr_edge.files import atomic_folder, check_free, check_replaceable, sha256_file
+from ufr_edge.optional import require
 from ufr_edge.runtime.bundle import (
     Bundle,
     Wanted,
@@ -40,6 +40,9 @@ from ufr_edge.runtime.bundle_archive import SUFFIX
 from ufr_edge.runtime.device import device_fingerprint
 from ufr_edge.runtime.engines import installed_backends, open_engine_file
 from ufr_edge.runtime.manifest import MANIFEST, CalibrationInfo, EngineEntry, Manifest, ParityInfo
+
+if TYPE_CHECKING:
+    from ufr_edge.export.rebuild_add import Addition
 
 Advance = Callable[..., None]
 
@@ -82,6 +85,7 @@ class _Job:
     limits: GateConfig | None
     calibration: CalibrationSet | None
     additions: tuple[Addition, ...] = ()
+    building: Building = field(default_factory=Building)
 
 
 def rebuild_bundle(
@@ -94,6 +98,7 @@ def rebuild_bundle(
     calibration: Path | None = None,
     faces: Path | None = None,
     max_drop: float | None = 0.3,
+    tensorrt: BuildLimits | None = None,
     advance: Advance | None = None,
 ) -> RebuildReport:
     """Build engines of the bundle folder `path` again and put the new bundle in its place, whole or not at all.
@@ -102,7 +107,8 @@ def rebuild_bundle(
     bundle lacks, such as tensorrt-rtx-fp16. out: write the new bundle there and leave the old alone. calibration: folder of the camera's faces, needed for OpenVINO int8 (the
     other int8 engines carry their ranges in their ONNX). faces: folder of aligned faces to measure on, None = those
     the bundle carries, else held-out calibration faces, else a test pattern. max_drop: dB against the bundle's fp32
-    ONNX beyond which an engine is refused, None = never. advance(1, name) after each engine. Waits when another
+    ONNX beyond which an engine is refused, None = never. tensorrt: what its builds may take. advance(1, name) after
+    each engine, advance(0, words) within a TensorRT build. Waits when another
     process builds the same bundle.
     Raises ConfigError (name, nothing to build from), CalibrationError, BackendUnavailableError, EngineMisfitError,
     BundleError, InputFileError, OutputError: before anything is built; BuildError, GateFailedError.
@@ -123,8 +129,15 @@ def rebuild_bundle(
         with open_engine_file(bundle.file(bundle.manifest.onnx)) as base:
             gate = gate_faces(bundle, lambda f: run_batches(base, f), faces=faces, calibration=data)
         with atomic_folder(target, overwrite=True) as folder:
+            building = Building(limits=tensorrt or BuildLimits(), note=lambda text: say(0, text), logs=target)
             job = _Job(
-                bundle=bundle, out=folder, gate=gate, limits=limits, calibration=data, additions=additions
+                bundle=bundle,
+                out=folder,
+                gate=gate,
+                limits=limits,
+                calibration=data,
+                additions=additions,
+                building=building,
             )
             built = _build_all(job, entries, say)
             # Read back what was written before it takes the old one's place.
@@ -190,6 +203,13 @@ def _buildable(bundle: Bundle, name: str) -> EngineEntry:
 
 
 def _additions(bundle: Bundle, names: Sequence[str]) -> tuple[Addition, ...]:
+    if not names:
+        return ()
+    require(
+        "onnx", extra="build"
+    )  # only to add: a device that builds again what is there needs no more than engines
+    from ufr_edge.export.rebuild_add import plan_addition
+
     here, backends = device_fingerprint(), installed_backends()
     return tuple(plan_addition(bundle, name, here=here, backends=backends) for name in dict.fromkeys(names))
 
@@ -244,6 +264,8 @@ def _prepare(
     job: _Job, manifest: Manifest, addition: Addition
 ) -> tuple[Manifest, EngineEntry, tuple[str, ...]]:
     """Put the ONNX of an engine to be added into the manifest; return it, the engine's entry, and what stays fp32."""
+    from ufr_edge.export.rebuild_add import prepare_addition
+
     entry, words = prepare_addition(
         addition,
         job.bundle,
@@ -304,7 +326,15 @@ def _write_engine(job: _Job, manifest: Manifest, entry: EngineEntry) -> tuple[st
         )
         return tuple(path.relative_to(job.out).as_posix() for path in paths)
     side = job.bundle.manifest.restorer.side
-    export_tensorrt(job.out / source, target, backend=entry.format, config=TensorRtConfig(side=side))
+    how = job.building
+    export_tensorrt(
+        job.out / source,
+        target,
+        backend=entry.format,
+        config=how.limits.at(side),
+        note=lambda text: how.note(f"{entry.name}: {text}"),
+        log=how.log(entry.name),
+    )
     return entry.files[0], source
 
 

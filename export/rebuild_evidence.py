@@ -62,7 +62,7 @@ def kept_nodes(onnx_path: Path, labels: tuple[str, ...]) -> tuple[str, ...]:
     """Return the node names of layers in the fp32 ONNX. Raises BuildError when it lacks one."""
     if not labels:
         return ()
-    graph = require("onnx", extra="export").load(onnx_path, load_external_data=False).graph
+    graph = require("onnx", extra="build").load(onnx_path, load_external_data=False).graph
     nodes = {_label(node): str(node.name) for node in graph.node if node.op_type == "Conv"}
     missing = [label for label in labels if label not in nodes]
     if missing:

@@ -7,111 +7,201 @@ crash inside the builder ends in a BuildError with its log, and its memory is gi
 from __future__ import annotations
 
 import json
+import re
+import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from ufr_edge.errors import BuildError
-from ufr_edge.files import atomic_file
+from ufr_edge.downloads import cache_folder
+from ufr_edge.errors import BuildError, ConfigError
+from ufr_edge.export.tensorrt_build import PROGRESS, module_name
+from ufr_edge.files import atomic_file, disk_errors
 from ufr_edge.optional import require
+from ufr_edge.runtime.device import device_fingerprint
+from ufr_edge.runtime.jetson import build_memory_mib, largest_workspace_mib
+from ufr_edge.runtime.machine import available_memory_mib
 
+__all__ = ["BuildLimits", "Building", "TensorRtConfig", "export_tensorrt", "module_name", "timing_file"]
+
+LOG_SUFFIX = ".build.log"
 _LOG_LINES = 20
+_KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
+
+Note = Callable[[str], None]
+
+
+def _say_nothing(text: str) -> None:
+    """Show nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TensorRtConfig:
-    """Builder limits. side: pixels. max_batch: largest batch the engine takes; it is tuned for a batch of one."""
+class BuildLimits:
+    """What a build may take. max_batch: largest batch of an engine, tuned for one. workspace_mib: scratch memory."""
 
-    side: int
     max_batch: int = 8
     workspace_mib: int = 2048
     timeout_s: float = 3600.0
 
+    def __post_init__(self) -> None:
+        """Raise ConfigError for a limit that is not positive."""
+        if self.max_batch < 1 or self.workspace_mib < 1 or not self.timeout_s > 0:
+            msg = f"A TensorRT build takes a batch, a workspace and a time limit above 0; got {self}."
+            raise ConfigError(msg)
 
-def export_tensorrt(source: Path, target: Path, *, backend: str, config: TensorRtConfig) -> None:
+    def at(self, side: int) -> TensorRtConfig:
+        """The same for faces of `side` pixels."""
+        return TensorRtConfig(
+            side=side, max_batch=self.max_batch, workspace_mib=self.workspace_mib, timeout_s=self.timeout_s
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorRtConfig(BuildLimits):
+    """Builder limits. side: pixels."""
+
+    side: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Building:
+    """How TensorRT builds. limits: of a build. note: told how far it is. logs: the bundle's path, beside which the log
+    of a failed build is kept; None = beside the engine file."""
+
+    limits: BuildLimits = field(default_factory=BuildLimits)
+    note: Note = _say_nothing
+    logs: Path | None = None
+
+    def log(self, engine: str) -> Path | None:
+        """The log file of one engine's build."""
+        if self.logs is None:
+            return None
+        return self.logs.with_name(f"{self.logs.stem}-{engine}{LOG_SUFFIX}")
+
+
+def export_tensorrt(
+    source: Path,
+    target: Path,
+    *,
+    backend: str,
+    config: TensorRtConfig,
+    note: Note = _say_nothing,
+    log: Path | None = None,
+) -> None:
     """Build `source` (ONNX, types and Q/DQ inside) into the engine file `target`.
 
-    backend: "tensorrt" or "tensorrt-rtx". The latter builds without a GPU, for any RTX GPU from Ampere on.
-    Raises BackendUnavailableError when the package is missing, BuildError with the end of the build log otherwise.
+    backend: "tensorrt" or "tensorrt-rtx". The latter builds without a GPU, for any RTX GPU from Ampere on. note: told
+    how far the build is, and a doubt about the memory. log: where the builder's messages stay when it fails, None =
+    beside `target`. What TensorRT timed is kept under the cache folder and used by the next build on this GPU.
+    Raises BackendUnavailableError when the package is missing, BuildError with the end of the build log otherwise,
+    also before the build when not even a build without workspace fits the free memory.
     """
     require(module_name(backend), extra=backend)
-    with atomic_file(target) as beside:
+    if doubt := check_memory(source, backend, config):
+        note(doubt)
+    kept = log or target.with_name(target.stem + LOG_SUFFIX)
+    with atomic_file(target) as beside, disk_errors(kept), kept.open("w+", encoding="utf-8") as messages:
         order = {
             "backend": backend,
             "source": str(source),
             "target": str(beside),
+            # TensorRT for RTX times nothing here: its kernels are made when the engine is first run.
+            "timing": str(timing_file(backend)) if backend == "tensorrt" else None,
             "side": config.side,
             "max_batch": config.max_batch,
             "workspace_mib": config.workspace_mib,
         }
-        child = _run_child(order, timeout=config.timeout_s)
-        if child.returncode != 0 or beside.stat().st_size == 0:
-            _fail(source, backend, child)
+        code = _run_child(order, messages, timeout=config.timeout_s, note=note)
+        if code != 0 or beside.stat().st_size == 0:
+            _fail(source, backend, code, config, kept)
+    kept.unlink(missing_ok=True)
 
 
-def module_name(backend: str) -> str:
-    """The import name of a TensorRT backend."""
-    return backend.replace("-", "_")
+def timing_file(backend: str) -> Path:
+    """The file of timed kernels for a backend's version on this GPU: they are true of no other."""
+    try:
+        version = metadata.version(backend)
+    except metadata.PackageNotFoundError:  # JetPack's has no metadata under this name
+        version = str(getattr(require(module_name(backend), extra=backend), "__version__", "unknown"))
+    here = device_fingerprint()
+    words = (backend, version, here.get("gpu", "no-gpu"), here.get("gpu_compute", ""))
+    name = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(word for word in words if word))
+    return cache_folder() / "timing" / f"{name}.cache"
 
 
-def build_engine(
-    trt: Any, source: Path, target: Path, *, side: int, max_batch: int, workspace_mib: int
-) -> None:
-    """Build in this process, logging to standard error. trt: the tensorrt or tensorrt_rtx module.
+def check_memory(source: Path, backend: str, config: BuildLimits) -> str:
+    """A doubt about the free memory in words, "" without one. Raises BuildError when a build cannot fit.
 
-    Raises BuildError when the ONNX does not parse or no engine comes out.
+    The workspace alone is no reason to refuse: it is a limit, and on a board's GPU of its own it is not in this memory.
     """
-    logger = trt.Logger(trt.Logger.WARNING)
-    builder = trt.Builder(logger)
-    # TensorRT 11 knows no other kind of network and may drop the flag.
-    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-    network = builder.create_network(0 if flag is None else 1 << int(flag))
-    parser = trt.OnnxParser(network, logger)
-    if not parser.parse_from_file(str(source)) or network.num_inputs != 1:
-        errors = "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors))
-        msg = f"{trt.__name__} does not take {source}: {errors or 'it is no ONNX file of ours'}"
+    size = source.stat().st_size if source.is_file() else 0
+    free, need = available_memory_mib(), build_memory_mib(size, workspace_mib=config.workspace_mib)
+    if free is None or free >= need:
+        return ""
+    fits = largest_workspace_mib(size, available_mib=free)
+    if not fits:
+        least = build_memory_mib(size, workspace_mib=0)
+        msg = (
+            f"{backend} was not started on {source.name}: its build takes about {least} MiB even without workspace, "
+            f"and {free} MiB are free. Stop other programs (docs/jetson.md), or build on a machine with more memory."
+        )
         raise BuildError(msg)
-    config = builder.create_builder_config()
-    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_mib << 20)
-    profile = builder.create_optimization_profile()
-    one, most = (1, side, side, 3), (max_batch, side, side, 3)
-    profile.set_shape(network.get_input(0).name, one, one, most)
-    config.add_optimization_profile(profile)
-    engine = builder.build_serialized_network(network, config)
-    if engine is None:
-        msg = f"{trt.__name__} built no engine from {source}."
+    return f"about {need} MiB may be needed, {free} are free: --workspace {fits} would fit"
+
+
+def _run_child(order: dict[str, Any], messages: IO[str], *, timeout: float, note: Note) -> int:
+    """Run the builder; its exit code. Raises BuildError when the time is over."""
+    command = [sys.executable, "-m", "ufr_edge.export.tensorrt_build", json.dumps(order)]
+    over = threading.Event()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=messages, text=True) as child:
+
+        def stop() -> None:
+            over.set()
+            child.kill()
+
+        timer = threading.Timer(timeout, stop)
+        timer.start()
+        try:
+            for line in child.stdout or ():
+                if words := progress_words(line):
+                    note(words)
+            code = child.wait()
+        finally:
+            timer.cancel()
+            child.kill()  # does nothing to one that has ended; Ctrl-C must not leave it building
+    if over.is_set():
+        msg = (
+            f"{order['backend']} was not done with {order['source']} after {timeout:g} s. Raise --build-time."
+        )
         raise BuildError(msg)
-    target.write_bytes(memoryview(engine))
+    return code
 
 
-def _run_child(order: dict[str, Any], *, timeout: float) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "ufr_edge.export.tensorrt_export", json.dumps(order)]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
-    except subprocess.TimeoutExpired as exc:
-        msg = f"{order['backend']} was not done with {order['source']} after {timeout:g} s."
-        raise BuildError(msg) from exc
+def progress_words(line: str) -> str:
+    """What to show for a line of the child's standard output, "" for one that is no progress."""
+    word, _, rest = line.partition(" ")
+    if word != PROGRESS:
+        return ""
+    phase, step, steps = json.loads(rest)
+    return f"{phase}: {100 * step // max(steps, 1)} %"
 
 
-def _fail(source: Path, backend: str, child: subprocess.CompletedProcess[str]) -> None:
-    log = "\n".join(child.stderr.strip().splitlines()[-_LOG_LINES:])
+def _fail(source: Path, backend: str, code: int, config: BuildLimits, log: Path) -> None:
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    end = "\n".join(lines[-_LOG_LINES:])
     advice = "" if backend == "tensorrt-rtx" else " It builds only on the device the engine is for."
-    msg = f"{backend} could not build {source} (exit code {child.returncode}).{advice} Its log ends:\n{log}"
+    if code in _KILLED:
+        size = source.stat().st_size if source.is_file() else 0
+        need, free = build_memory_mib(size, workspace_mib=config.workspace_mib), available_memory_mib()
+        now = "" if free is None else f", {free} MiB are free now"
+        why = f"killed, probably out of memory: about {need} MiB needed{now}; lower --workspace"
+        msg = f"{backend} could not build {source}: {why}."
+    else:
+        msg = f"{backend} could not build {source} (exit code {code}).{advice}"
+    msg += f" It is in {log}; the log ends:\n{end}"
     raise BuildError(msg)
-
-
-def _child(order: dict[str, Any]) -> int:
-    backend = require(module_name(order["backend"]), extra=order["backend"])
-    limits = {key: int(order[key]) for key in ("side", "max_batch", "workspace_mib")}
-    try:
-        build_engine(backend, Path(order["source"]), Path(order["target"]), **limits)
-    except BuildError as exc:
-        sys.stderr.write(f"{exc}\n")
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(_child(json.loads(sys.argv[1])))

@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import stat
 import struct
 import unicodedata
@@ -22,7 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING
 
 from ufr_edge.errors import BundleError, ConfigError, InputFileError, UfrEdgeError
-from ufr_edge.files import atomic_file, atomic_folder, check_free, check_replaceable
+from ufr_edge.files import atomic_file, atomic_folder, check_free, check_replaceable, sha256_file
 from ufr_edge.runtime.manifest import MANIFEST, Manifest, check_name
 
 if TYPE_CHECKING:
@@ -89,6 +90,31 @@ def pack_files(
                 msg = f"{path} is damaged: its sha256 is not what the manifest says. Export the bundle again."
                 raise BundleError(msg)
     return out
+
+
+def check_archive(archive: Path, sha256: str) -> None:
+    """Check that an archive is the very one whose sha256 was sent apart: its own checksums prove only that it is whole,
+    for whoever changes a file can change them too. sha256: 64 hex digits, in either case.
+
+    Raises ConfigError (no sha256, or no archive), InputFileError (not there), BundleError (another archive).
+    """
+    wanted = sha256.strip().lower()
+    if not re.fullmatch(r"[0-9a-f]{64}", wanted):
+        msg = f"{sha256!r} is no sha256: it has 64 hex digits. `ufr-edge bundle pack` prints it."
+        raise ConfigError(msg)
+    if archive.is_dir():
+        msg = f"{archive} is a folder; a sha256 is of one file. Give the archive, NAME{SUFFIX}."
+        raise ConfigError(msg)
+    if not archive.is_file():
+        msg = f"{archive} does not exist. Make an archive with: ufr-edge bundle pack BUNDLE -o NAME{SUFFIX}"
+        raise InputFileError(msg)
+    found = sha256_file(archive)
+    if found != wanted:
+        msg = (
+            f"{archive} is not the archive that was sent: its sha256 is {found}, not {wanted}. Nothing of it was used. "
+            "Fetch it again from whoever made it."
+        )
+        raise BundleError(msg)
 
 
 def unpack_bundle(

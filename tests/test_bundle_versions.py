@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from tiny_bundle import write_tiny_bundle
 
 from ufr_edge.cli import main
 from ufr_edge.errors import BundleError, InputFileError, OutputError
+from ufr_edge.files import sha256_file
 from ufr_edge.runtime.bundle import open_bundle_engine, read_bundle
 from ufr_edge.runtime.bundle_archive import pack_bundle
 from ufr_edge.runtime.lock import file_lock
@@ -322,3 +324,28 @@ def test_the_commands(site: Path, bundles: list[Path]) -> None:
     failed = CliRunner().invoke(main, ["bundle", "history", str(site.parent / "none")])
     assert failed.exit_code == 1
     assert "No bundle is installed" in failed.stderr
+
+
+def test_an_archive_whose_own_sha256_differs_is_refused(site: Path, bundles: list[Path], tmp_path: Path) -> None:
+    good, poisoned = (pack_bundle(read_bundle(bundles[i]), tmp_path / f"{i}.ufrz") for i in (0, 1))
+    sent = sha256_file(good)
+    out = tmp_path / "out.ufr"
+    for order in (
+        ["deploy", poisoned, site],
+        ["bundle", "install", site, poisoned],
+        ["bundle", "unpack", poisoned, "-o", out],
+    ):
+        refused = CliRunner().invoke(main, [*map(str, order), "--sha256", sent])
+        assert refused.exit_code != 0
+        assert "is not the archive that was sent" in refused.stderr and sent in refused.stderr
+        assert not site.exists() and not out.exists()
+        right = CliRunner().invoke(main, [*map(str, order), "--sha256", sha256_file(poisoned).upper()])
+        assert right.exit_code == 0, right.output
+        assert not site.exists() or not shutil.rmtree(site)
+    for archive, wanted, words in (
+        (good, "abc", "64 hex digits"),
+        (bundles[0], sent, "is a folder"),
+        (tmp_path / "none.ufrz", sent, "does not exist"),
+    ):
+        refused = CliRunner().invoke(main, ["deploy", str(archive), str(site), "--sha256", wanted])
+        assert refused.exit_code != 0 and words in refused.stderr

@@ -13,6 +13,7 @@ import torch
 from click.testing import CliRunner
 from export_helpers import SIDE, tiny_model
 
+from ufr_edge.calibration import ptq_onnx
 from ufr_edge.calibration.compare import compare_frames, pattern_frames, run_batches
 from ufr_edge.calibration.ptq_onnx import QdqConfig, nodes_outside_convolutions, quantize_onnx
 from ufr_edge.calibration.ptq_openvino import NncfConfig
@@ -350,7 +351,28 @@ def test_a_failed_tensorrt_build_keeps_its_log_and_leaves_nothing(tmp_path: Path
         export_tensorrt(
             source, tmp_path / "m.engine", backend="tensorrt-rtx", config=TensorRtConfig(side=SIDE)
         )
-    assert list(tmp_path.iterdir()) == [source]
+    log = tmp_path / "m.build.log"
+    assert sorted(tmp_path.iterdir()) == [source, log]
+    assert "does not take" in log.read_text()
+
+
+def test_percentile_ranges_see_every_frame(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    class Counting(ptq_onnx.FrameReader):
+        def get_next(self) -> dict[str, Any] | None:
+            feed = super().get_next()
+            if feed is not None:
+                seen.append(int(next(iter(feed.values())).sum()))
+            return feed
+
+    monkeypatch.setattr(ptq_onnx, "FrameReader", Counting)
+    frames = pattern_frames(9, SIDE)[:9]
+    config = QdqConfig(runtime="onnxruntime", percentile=99.99)
+    quantize_onnx(base, tmp_path / "q.onnx", frames, config=config)
+    assert sorted(set(seen)) == sorted({int(frame.sum()) for frame in frames})
 
 
 def test_combinations() -> None:

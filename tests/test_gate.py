@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -20,6 +21,7 @@ from ufr_edge.calibration.faults import face_faults, solid_faults, solid_frames
 from ufr_edge.calibration.gate import (
     Drop,
     GateConfig,
+    GateSet,
     implied_drop,
     make_gate_set,
     measure_drop,
@@ -32,7 +34,9 @@ from ufr_edge.calibration.ptq_openvino import NncfConfig
 from ufr_edge.calibration.sensitivity import LayerCost, measure_layers, retreat_counts
 from ufr_edge.cli import main
 from ufr_edge.errors import BuildError, ConfigError, GateFailedError
+from ufr_edge.export import gated_build
 from ufr_edge.export.bundle_export import ExportOptions, ExportReport, export_bundle
+from ufr_edge.export.engine_build import Measured, ParitySet
 from ufr_edge.export.onnx_export import check_border, export_onnx, restore_frames
 from ufr_edge.export.requests import EngineRequest
 from ufr_edge.runtime.bundle import read_bundle
@@ -293,6 +297,32 @@ def test_what_cannot_be_met_is_refused_and_leaves_nothing(tmp_path: Path) -> Non
     assert caught.value.exit_code == 3
     assert "of 22 layers in float" in str(caught.value)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["faces", "weights.safetensors"]
+
+
+def test_an_fp32_engine_is_held_to_the_gate_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = np.zeros((1, 8, 8, 3), np.uint8)
+    gate = GateSet(faces=frames, expected=frames, truth=frames[:0], solids=frames, origin="one face")
+    dead = Drop(
+        mean_db=0.0, worst_db=0.0, worst_image=0, psnr_db=99.0, gmsd=0.0, implied=True, images=1,
+        faults=("the red output channel is dead",),
+    )  # fmt: skip
+    builds: list[str] = []
+
+    def build(request: EngineRequest, *_: object, **__: object) -> tuple[str, ...]:
+        builds.append(request.name)
+        return ("x.engine",)
+
+    monkeypatch.setattr(gated_build, "build_engine_files", build)
+    monkeypatch.setattr(gated_build, "measure_engine", lambda *_: Measured(parity=None, drop=dead))
+    run = gated_build.GateRun(
+        folder=Path(),
+        sources=cast("Any", None),
+        parity=ParitySet(faces=frames, expected=frames, gate=gate),
+        config=GateConfig(),
+    )
+    with pytest.raises(GateFailedError, match="tensorrt-fp32 fails the gate on one face: the red output channel"):
+        gated_build.build_gated(EngineRequest(format="tensorrt", precision="fp32"), run)
+    assert builds == ["tensorrt-fp32"]
 
 
 def test_no_time_is_a_refusal_that_says_so(tmp_path: Path) -> None:

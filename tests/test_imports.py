@@ -16,7 +16,8 @@ TRAINING = {"torch", "torchvision", "diffusers", "accelerate", "safetensors", "s
 ALLOWED = {
     "runtime": {"runtime", *SHARED},
     "calibration": {"calibration", "runtime", *SHARED},
-    "export": {"export", "calibration", "runtime", "restorers", *SHARED},
+    # downloads: where the cache folder is
+    "export": {"export", "calibration", "runtime", "restorers", "downloads", *SHARED},
 }
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ufr_edge.cli.options import sha256_option, tensorrt_options
 from ufr_edge.cli.tables import parity_cells, print_table
 from ufr_edge.errors import BundleError
 from ufr_edge.progress import progress_bar
@@ -101,6 +102,7 @@ def schema() -> None:
     show_default=True,
     help="Exit with 3 when an engine loses more dB against the fp32 ONNX; the bundle is then as it was.",
 )
+@tensorrt_options
 @overwrite_option
 @json_option
 @click.option("--no-progress", is_flag=True, help="Show no progress bar.")
@@ -113,6 +115,9 @@ def rebuild(
     calibration: Path | None,
     faces: Path | None,
     max_drop: float,
+    workspace: int,
+    max_batch: int,
+    build_time: float,
     overwrite: bool,
     as_json: bool,
     no_progress: bool,
@@ -120,6 +125,7 @@ def rebuild(
     """Build engines again for this machine, or add some, from the ONNX in the bundle. The old bundle stays until all
     is done."""
     from ufr_edge.export.rebuild import rebuild_bundle
+    from ufr_edge.export.tensorrt_export import BuildLimits
 
     if (engines and all_misfits) or not (engines or add or all_misfits):
         msg = "Give --engine NAME or --all-misfits, or --add FORMAT-PRECISION for an engine that the bundle lacks."
@@ -134,6 +140,7 @@ def rebuild(
             calibration=calibration,
             faces=faces,
             max_drop=max_drop,
+            tensorrt=BuildLimits(max_batch=max_batch, workspace_mib=workspace, timeout_s=build_time),
             advance=advance,
         )
     if as_json:
@@ -162,11 +169,14 @@ def pack(bundle: Path, output: Path, overwrite: bool) -> None:
 @command.command("unpack")
 @click.argument("archive", type=PATH)
 @click.option("-o", "--output", type=PATH, required=True, help="The bundle folder, NAME.ufr.")
+@sha256_option
 @overwrite_option
-def unpack(archive: Path, output: Path, overwrite: bool) -> None:
+def unpack(archive: Path, output: Path, sha256: str | None, overwrite: bool) -> None:
     """Unpack an archive, whole and with every checksum right, or not at all."""
-    from ufr_edge.runtime.bundle_archive import unpack_bundle
+    from ufr_edge.runtime.bundle_archive import check_archive, unpack_bundle
 
+    if sha256 is not None:
+        check_archive(archive, sha256)
     unpack_bundle(archive, output, overwrite=overwrite)
     click.echo(f"{output}: unpacked, every checksum matches")
 
@@ -177,10 +187,14 @@ def unpack(archive: Path, output: Path, overwrite: bool) -> None:
 @click.option(
     "--keep", type=click.IntRange(2), help="Keep so many versions, remove the oldest. [default: all]"
 )
-def install(folder: Path, bundle: Path, keep: int | None) -> None:
+@sha256_option
+def install(folder: Path, bundle: Path, keep: int | None, sha256: str | None) -> None:
     """Install BUNDLE into FOLDER as a new version and make it the current one, in one step."""
+    from ufr_edge.runtime.bundle_archive import check_archive
     from ufr_edge.runtime.versions import current_version, install_version
 
+    if sha256 is not None:
+        check_archive(bundle, sha256)
     install_version(folder, bundle, keep=keep)
     click.echo(f"{folder}: version {current_version(folder).number} is current")
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, NoReturn
 
 import click
 
-from ufr_edge.cli.options import licence_option, tell_licences
+from ufr_edge.cli.options import licence_option, tell_licences, tensorrt_options
 from ufr_edge.cli.tables import parity_cells, print_table
 from ufr_edge.errors import InputFileError
 from ufr_edge.progress import progress_bar
@@ -76,7 +76,7 @@ def _read_drop(_: click.Context, __: click.Parameter, value: str) -> float | Non
     metavar="DB|none",
     default="0.3",
     show_default=True,
-    help="What an engine below fp32 may lose on held-out faces, mean PSNR in dB; none: measure, refuse nothing.",
+    help="What an engine may lose against the fp32 network on held-out faces, mean PSNR in dB; none: measure, refuse nothing.",
 )
 @click.option(
     "--gate-faces",
@@ -121,6 +121,7 @@ def _read_drop(_: click.Context, __: click.Parameter, value: str) -> float | Non
 @click.option(
     "--side", type=int, help="Face side in pixels, a multiple of 32.  [default: the restorer's own]"
 )
+@tensorrt_options
 @licence_option
 @click.option("--overwrite", is_flag=True, help="Replace the bundle if it is there.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest and the notes as JSON.")
@@ -143,6 +144,9 @@ def command(
     seed: int,
     no_stored_faces: bool,
     side: int | None,
+    workspace: int,
+    max_batch: int,
+    build_time: float,
     accept_licence: bool,
     overwrite: bool,
     as_json: bool,
@@ -162,6 +166,7 @@ def command(
     from ufr_edge.calibration.gate import GateConfig
     from ufr_edge.export.bundle_export import ExportOptions, export_bundle
     from ufr_edge.export.qat import QatConfig
+    from ufr_edge.export.tensorrt_export import BuildLimits
     from ufr_edge.restorers.loading import load_any_restorer
 
     if Path(source).suffix == ".onnx":
@@ -176,6 +181,7 @@ def command(
         retreat=retreat,
         qat=qat,
         qat_config=QatConfig(steps=qat_steps, seed=seed),
+        tensorrt=BuildLimits(max_batch=max_batch, workspace_mib=workspace, timeout_s=build_time),
     )
     with progress_bar("Exporting", len(requests), show=not (no_progress or as_json)) as advance:
         report = export_bundle(

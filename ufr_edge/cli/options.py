@@ -37,6 +37,46 @@ def common_options(function: F) -> F:
     )(function)
 
 
+def sha256_option(function: F) -> F:
+    """`--sha256` of an archive that came from elsewhere."""
+    return click.option(
+        "--sha256",
+        metavar="HEX",
+        help="The archive's sha256, as bundle pack printed it and sent by another way; refuse any other.",
+    )(function)
+
+
+def tensorrt_options(function: F) -> F:
+    """`--workspace`, `--batch` and `--build-time` of TensorRT builds."""
+    return stack(
+        click.option(
+            "--workspace",
+            type=click.IntRange(1),
+            default=2048,
+            show_default=True,
+            metavar="MIB",
+            help="Memory that a TensorRT build may use for scratch; ufr-edge doctor names the largest that fits.",
+        ),
+        click.option(
+            "--batch",
+            "max_batch",
+            type=click.IntRange(1),
+            default=8,
+            show_default=True,
+            metavar="N",
+            help="Largest batch of a TensorRT engine; the others take any.",
+        ),
+        click.option(
+            "--build-time",
+            type=click.FloatRange(0, min_open=True),
+            default=3600.0,
+            show_default=True,
+            metavar="SECONDS",
+            help="Give up a TensorRT build after so long.",
+        ),
+    )(function)
+
+
 def training_options(function: F) -> F:
     """`--steps`, `--batch`, `--accumulate`, `--lr`, `--lr-end`, `--minutes`, `--train-precision`."""
     return stack(
