@@ -19,12 +19,14 @@ from ufr_edge.calibration.choose import descriptors, farthest_points
 from ufr_edge.calibration.face_check import count_faces
 from ufr_edge.calibration.ranges import check_percentile
 from ufr_edge.errors import CalibrationError, ConfigError
+from ufr_edge.runtime.face_store import INDEX, read_rows
 from ufr_edge.runtime.images import is_image, read_image
 
 Frame = NDArray[np.uint8]
 T = TypeVar("T")
 
 MIN_IMAGES = 8
+_FEW_PEOPLE = 2  # with one person alone, other frames of them must do
 _MIN_STD = 3.0  # uint8 levels: below it an image is blank
 _MIN_CORRELATION = 0.2  # white noise has 0; the noisiest real face lies far above (low frequencies dominate)
 _MOST_BAD = 0.25  # share of blank images and noise above which the folder is refused
@@ -92,7 +94,8 @@ class CalibrationSet:
 def load_calibration(folder: Path, side: int, *, config: CalibrationConfig | None = None) -> CalibrationSet:
     """Choose aligned faces (square images) from `folder`, resized to side x side.
 
-    Deterministic: blank images and random noise are left out, near-duplicates are dropped, every fifth frame (up to `hold_out`) is held out, and of the rest
+    Deterministic: blank images and random noise are left out, near-duplicates are dropped, every fifth frame (up to
+    `hold_out`) is held out, by person where the folder's index.jsonl tells tracks apart, and of the rest
     `limit` are taken as unlike each other as can be (farthest-point sampling), in the order of their names.
     Raises CalibrationError when the folder is missing, holds fewer than 8 different images, no faces, an image that is
     not square, or more than a quarter that are blank or random noise; InputFileError when one is damaged;
@@ -116,7 +119,7 @@ def load_calibration(folder: Path, side: int, *, config: CalibrationConfig | Non
         raise CalibrationError(msg)
     if chosen_by.require_faces:
         _refuse_faceless(folder, [images[i] for i in kept])
-    held, chosen = _choose(images, kept, chosen_by)
+    held, chosen = _choose(images, kept, chosen_by, _people(folder, paths))
     frames = np.stack([images[i] for i in chosen])
     return CalibrationSet(
         frames=frames,
@@ -193,16 +196,36 @@ def neighbour_correlation(image: Frame) -> float:
     return (across + down) / (2 * power)
 
 
+def _people(folder: Path, paths: Sequence[Path]) -> list[str] | None:
+    """Whose face each picture is, where the folder's index tells tracks apart; a face without a track is its own."""
+    if not (folder / INDEX).is_file():
+        return None
+    track = {row.file: row.track for row in read_rows(folder) if row.track is not None}
+    return [track.get(path.name, path.name) for path in paths] if track else None
+
+
+def _hold_out(kept: Sequence[int], config: CalibrationConfig, people: Sequence[str] | None) -> list[int]:
+    """Every fifth frame; where people are known, every fifth person with all of their frames, but never the only one."""
+    if not config.hold_out:
+        return []
+    if people is None or len({people[i] for i in kept}) < _FEW_PEOPLE:
+        return list(kept[4::5][: config.hold_out])
+    names = list(dict.fromkeys(people[i] for i in kept))
+    # At least one person; of a few, the last.
+    gone = set(names[4::5] or names[-1:])
+    return [i for i in kept if people[i] in gone]
+
+
 def _choose(
-    images: Sequence[Frame], kept: Sequence[int], config: CalibrationConfig
+    images: Sequence[Frame], kept: Sequence[int], config: CalibrationConfig, people: Sequence[str] | None
 ) -> tuple[list[int], list[int]]:
-    """Indices held out, and indices to calibrate on."""
-    held = list(kept[4::5][: config.hold_out])
+    """Indices held out, and indices to calibrate on: never of one person, where that is known."""
+    held = _hold_out(kept, config, people)
     rest = [index for index in kept if index not in set(held)]
     if len(rest) > config.limit:
         picked = farthest_points(descriptors([images[i] for i in rest]), config.limit, seed=config.seed)
         rest = sorted(rest[i] for i in picked)
-    return held, rest
+    return _spread(held, config.hold_out), rest
 
 
 def _refuse_faceless(folder: Path, images: Sequence[Frame]) -> None:

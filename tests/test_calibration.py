@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from importlib import resources
@@ -226,3 +227,31 @@ def test_psnr_of_one_level_everywhere() -> None:
     assert (parity.max_abs, parity.mean_abs, parity.images) == (3, 3, 2)
     with pytest.raises(ShapeError):
         compare_frames(a, a[:1])
+
+
+def test_nobody_is_both_calibrated_and_measured_on(tmp_path: Path) -> None:
+    folder = write_faces(tmp_path, 24)
+    for path in folder.glob("*.png"):
+        path.rename(folder / f"{int(path.stem):06d}.png")
+
+    def index(people: int) -> None:
+        rows = [
+            {"seq": i, "file": f"{i:06d}.png", "time": float(i), "track": f"t{i % people}", "size": 1, "look": [0, 0, 0, 0]}
+            for i in range(24)
+        ]  # fmt: skip
+        (folder / "index.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    for people in (6, 3):
+        index(people)
+        data = _load(folder)
+        seen, held = ({int(path.stem) % people for path in paths} for paths in (data.paths, data.held_paths))
+        assert held and seen and not held & seen
+        assert len(data.paths) + len(data.held_paths) == 24
+    few = load_calibration(folder, SIDE, config=replace(ANY_PICTURES, hold_out=2))
+    assert len(few.held_out) == 2 and not {int(p.stem) % 3 for p in few.held_paths} & {
+        int(p.stem) % 3 for p in few.paths
+    }
+    none = load_calibration(folder, SIDE, config=replace(ANY_PICTURES, hold_out=0))
+    assert len(none.frames) == 24 and not len(none.held_out)
+    index(1)  # one person alone: other frames of them
+    assert len(_load(folder).held_paths) == 4
