@@ -159,7 +159,7 @@ def choose_engine(
     """
     fitting, refusals = rank_engines(manifest, fingerprint=fingerprint, backends=backends, wanted=wanted)
     if not fitting:
-        raise _none_fits(manifest, refusals, path)
+        raise _none_fits(manifest, _of_named(refusals, wanted), path)
     best = fitting[0]
     outrun = [(entry.name, _why_behind(entry, best)) for entry in fitting[1:]]
     return Choice(best, (*outrun, *((name, str(error)) for name, error in refusals)))
@@ -285,6 +285,14 @@ def _misfit(entry: EngineEntry, fingerprint: Mapping[str, str], version: str, wa
     if needs and not set(needs) & set(fingerprint.get("cpu_flags", "").split(",")):
         return f"cpu_flags has none of {', '.join(needs)} here, which {entry.precision} needs"
     return None
+
+
+def _of_named(
+    refusals: Sequence[tuple[str, UfrEdgeError]], wanted: Wanted | None
+) -> Sequence[tuple[str, UfrEdgeError]]:
+    """What is wrong with the engine named, where the bundle has it: that the others are called otherwise says nothing."""
+    named = [item for item in refusals if wanted is not None and item[0] == wanted.name]
+    return named or refusals
 
 
 def _none_fits(

@@ -322,3 +322,13 @@ def test_the_fingerprint_of_this_machine() -> None:
     found = device_fingerprint()
     assert found["os"] and found["machine"] and found["cpu"]
     assert set(filter(None, found["cpu_flags"].split(","))) == cpu_features()
+
+
+def test_an_engine_named_that_cannot_be_is_the_only_one_told_of(tmp_path: Path) -> None:
+    manifest = read_bundle(write_tiny_bundle(tmp_path / "a.ufr")).manifest
+    first = manifest.engines[0]
+    wanted = Wanted(name=first.name, device="npu:9")
+    with pytest.raises(ConfigError) as caught:
+        choose_engine(manifest, fingerprint={}, backends={}, wanted=wanted)
+    assert first.name in str(caught.value)
+    assert "name " + first.name + " was asked for" not in str(caught.value)

@@ -234,8 +234,12 @@ def test_unknown_fields_are_left_alone(bundle: Path) -> None:
     assert Manifest.from_json(value) == manifest(entry())
 
 
-def test_the_five_lines_of_the_documentation_run_from_another_folder(bundle: Path, tmp_path: Path) -> None:
-    code = re.search(r"```python\n(.*?)```", (DOCS / "bundle.md").read_text(encoding="utf-8"), re.DOTALL)
+@pytest.mark.parametrize("page", ["docs/bundle.md", "README.md"])
+def test_the_five_lines_of_the_documentation_run_from_another_folder(
+    bundle: Path, tmp_path: Path, page: str
+) -> None:
+    text = (DOCS.parent / page).read_text(encoding="utf-8")
+    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)
     assert code is not None
     assert len(code[1].strip().splitlines()) == 5
     place = tmp_path / "elsewhere"

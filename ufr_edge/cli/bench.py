@@ -23,7 +23,7 @@ from ufr_edge.runtime.machine import machine_name
     "--batch",
     "batches",
     multiple=True,
-    default=(1,),
+    default=(1, 2, 4),
     show_default=True,
     type=click.IntRange(1),
     help="Faces per call; may be given several times.",
