@@ -12,10 +12,12 @@ import argparse
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+
+from asked import asked_section, engines_asked
 
 from ufr_edge import __version__
 from ufr_edge.calibration.gate import GateConfig
@@ -25,6 +27,7 @@ from ufr_edge.export.bundle_export import ExportOptions, export_bundle
 from ufr_edge.export.requests import EngineRequest
 from ufr_edge.files import atomic_file, write_json
 from ufr_edge.restorers.files import load_restorer
+from ufr_edge.restorers.loading import AnyRestorer, load_any_restorer
 from ufr_edge.runtime.bench import BenchReport, bench_bundle
 from ufr_edge.runtime.engines import installed_backends
 from ufr_edge.runtime.images import list_images, read_image, write_image
@@ -83,6 +86,7 @@ class Measured:
     seconds: float
     reports: tuple[BenchReport, ...]
     notes: tuple[str, ...]
+    adapted: bool = False
 
 
 def shipped_cases() -> list[Case]:
@@ -124,12 +128,17 @@ def make_faces(out: Path, side: int) -> tuple[Path, Path]:
 
 
 def measure(
-    case: Case, args: argparse.Namespace, faces: tuple[Path, Path], requests: Sequence[EngineRequest]
+    case: Case,
+    args: argparse.Namespace,
+    faces: tuple[Path, Path],
+    requests: Sequence[EngineRequest],
+    *,
+    restorer: AnyRestorer | None = None,
 ) -> Measured:
     """Export one restorer under the gate, and time its engines."""
     start = time.monotonic()
     report = export_bundle(
-        load_restorer(case.name),
+        restorer or load_restorer(case.name),
         args.output / f"{case.name}{f'-{case.side}' if case.side else ''}.ufr",
         formats=requests,
         side=case.side,
@@ -145,6 +154,18 @@ def measure(
     bench = bench_bundle(report.path, runs=args.runs, kernels=True)
     notes = tuple(f"{name}: {reason}" for name, reason in bench.turned_down)
     return Measured(report.path, report.manifest, seconds, bench.reports, notes)
+
+
+def measure_adapted(args: argparse.Namespace, requests: Sequence[EngineRequest]) -> Measured:
+    """Export the weights of --adapted, and time their engines: what int8 costs a restorer of one camera."""
+    weights, calibration, low, high = args.adapted
+    pairs = args.output / "adapted"
+    for name, folder in (("lq", low), ("hq", high)):
+        (pairs / name).mkdir(parents=True, exist_ok=True)
+        for path in list_images(folder):
+            write_image(pairs / name / f"{path.stem}.png", read_image(path))
+    found = measure(Case("adapted", None), args, (calibration, pairs), requests, restorer=load_any_restorer(str(weights)))
+    return replace(found, adapted=True)
 
 
 def engine_row(entry: EngineEntry, path: Path, report: BenchReport | None) -> list[str]:
@@ -204,6 +225,7 @@ def page(results: Sequence[Measured], power: PowerState, args: argparse.Namespac
         "",
         *(f"> {doubt}\n" for doubt in power.doubts()),
     ]
+    lines += asked_section(machine_name(), engines_asked([_record(measured) for measured in results]))
     for measured in results:
         lines += section(measured)
     return "\n".join(lines).rstrip() + "\n"
@@ -222,6 +244,8 @@ def run(args: argparse.Namespace) -> None:
         if None in faces:
             faces = make_faces(args.output / "faces", case.side or load_restorer(case.name).side)
         results.append(measure(case, args, faces, requests))
+    if args.adapted:
+        results.append(measure_adapted(args, requests))
     write_json(args.output / "engines.json", [_record(result) for result in results])
     with atomic_file(args.page) as beside:
         beside.write_text(page(results, power, args), encoding="utf-8")
@@ -233,6 +257,7 @@ def _record(measured: Measured) -> dict[str, Any]:
         "manifest": measured.manifest.to_json(),
         "reports": [report.to_json() for report in measured.reports],
         "export_s": measured.seconds,
+        "adapted": measured.adapted,
         "notes": list(measured.notes),
     }
 
@@ -248,6 +273,13 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--format", nargs="+", choices=list(OFFERED), default=list(OFFERED))
     parser.add_argument("--calibration", type=Path, help="folder of aligned faces of a camera")
     parser.add_argument("--reference", type=Path, help="folder with lq/ and hq/ of other faces")
+    parser.add_argument(
+        "--adapted",
+        type=Path,
+        nargs=4,
+        metavar=("WEIGHTS", "CALIBRATION", "LQ", "HQ"),
+        help="also an adapted restorer: its run or weights, its camera's faces, and other faces with their truth",
+    )
     parser.add_argument("--max-drop", type=float, default=0.3)
     parser.add_argument("--gate-time", type=float, default=60.0)
     parser.add_argument("--runs", type=int, default=50)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from asked import performance_section
 
 from ufr_edge import __version__
 from ufr_edge.cli.border import script_border
@@ -279,6 +280,7 @@ def page(
     results: Sequence[Measured], power: PowerState, command: str, picture: str, taken: Sequence[Path] = ()
 ) -> str:
     """docs/performance.md; `taken`: folders whose section.md comes after its own sections."""
+    grown = [after - before for before, after in (memory_growth(r.live.memory) for r in results)]
     lines = [
         "# Performance, measured",
         "",
@@ -291,6 +293,7 @@ def page(
         *(f"> {doubt}\n" for doubt in power.doubts()),
         *(f"- {result.label}: {result.live.stats['engine']}" for result in results),
         "",
+        *performance_section(machine_name(), [asdict(r) for r in results], grown, taken),
         *file_section(results),
         *live_section(results, picture),
         *motion_section(results),
