@@ -341,7 +341,7 @@ def test_an_archive_whose_own_sha256_differs_is_refused(site: Path, bundles: lis
         assert not site.exists() and not out.exists()
         right = CliRunner().invoke(main, [*map(str, order), "--sha256", sha256_file(poisoned).upper()])
         assert right.exit_code == 0, right.output
-        assert not site.exists() or not shutil.rmtree(site)
+        shutil.rmtree(site, ignore_errors=True)
     for archive, wanted, words in (
         (good, "abc", "64 hex digits"),
         (bundles[0], sent, "is a folder"),
