@@ -301,8 +301,19 @@ GOOD = {
     ],
 )
 def test_each_figure_can_refuse(name: str, value: float, reason: str) -> None:
-    (found,) = compare(GOOD, GOOD | {name: value}, ReadaptLimits(better=0))
+    limits = ReadaptLimits(better=0, consistency_floor_db=99, landmark_floor_px=0)
+    (found,) = compare(GOOD, GOOD | {name: value}, limits)
     assert found.startswith(reason)
+
+
+def test_what_leaves_the_noise_in_does_not_set_the_measure_of_agreement() -> None:
+    old, new = GOOD | {"input_consistency_db": 37.5}, GOOD | {"input_consistency_db": 29.0, "landmark_px512": 8.7}
+    assert compare(old, new, ReadaptLimits(better=0)) == ()
+    lost = compare(old, new | {"input_consistency_db": 23.9, "landmark_px512": 12.1}, ReadaptLimits(better=0))
+    assert [reason.split(":")[0] for reason in lost] == [
+        "agreement with the input in dB",
+        "displacement of landmarks in px at 512",
+    ]
 
 
 def test_better_or_unknown_figures_pass() -> None:
