@@ -175,9 +175,10 @@ def bench_bundle(
     asked = wanted or Wanted()
     bundle = read_bundle(path)
     power = read_power_state()
-    here = {"fingerprint": device_fingerprint(), "backends": installed_backends()}
-    choose_engine(bundle.manifest, wanted=asked, **here)  # raises when nothing fits
-    fitting, refusals = rank_engines(bundle.manifest, wanted=asked, **here)
+    machine, backends = device_fingerprint(), installed_backends()
+    # raises when nothing fits
+    choose_engine(bundle.manifest, wanted=asked, fingerprint=machine, backends=backends, path=bundle.path)
+    fitting, refusals = rank_engines(bundle.manifest, wanted=asked, fingerprint=machine, backends=backends)
     reports: list[BenchReport] = []
     turned_down = [(name, str(error)) for name, error in refusals]
     for entry in fitting:
