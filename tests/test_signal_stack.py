@@ -42,6 +42,7 @@ path = Path(sys.argv[1])
 first = open_openvino(path, threads=1)
 {between}
 gc.collect()
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits that it is ignored
 try:
     os.kill(os.getpid(), signal.SIGINT)
     signal.pause()
