@@ -158,7 +158,7 @@ def render(
         parts += [f"## {job.title}", *section(job, results[job.name], out)]
     for folder in adapted:
         restorer = read_json(folder / "adaptation.json")["restorer"]
-        text = (folder / "adaptation.md").read_text(encoding="utf-8").strip()
+        text = (folder / "adaptation.md").read_text(encoding="utf-8").strip("\n")
         parts += [f"## Adapting {restorer} to cameras training has not seen, without ground truth", text]
     for title, folders in compared.items():
         if folders:
