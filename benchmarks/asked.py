@@ -121,7 +121,18 @@ def performance_section(
     """The table of docs/performance.md. taken: folders of other benchmarks; faces.json is looked for there."""
     found = [folder / "faces.json" for folder in taken if (folder / "faces.json").is_file()]
     faces = json.loads(found[0].read_text(encoding="utf-8"))["bundles"] if found else ()
-    return asked_section(machine, performance_asked(results, growth_mib, faces))
+    return asked_section(machine, performance_asked(results, growth_mib, faces, _ratio(taken)))
+
+
+def _ratio(taken: Sequence[Path]) -> float | None:
+    """Our slowest bundle at 512 px (else of all) against the fastest network in PyTorch, of comparison.json."""
+    found = [folder / "comparison.json" for folder in taken if (folder / "comparison.json").is_file()]
+    if not found:
+        return None
+    record = json.loads(found[0].read_text(encoding="utf-8"))
+    ours = [item for item in record["ours"] if item["side"] == 512] or record["ours"]
+    slowest = min(rate for item in ours for rate in item["frames_per_second"])
+    return float(slowest / max(item["frames_per_second"] for item in record["theirs"]))
 
 
 def _times(records: Sequence[Json], arch: str, side: int) -> dict[str, float]:
