@@ -39,6 +39,7 @@ from ufr_edge.adaptation.training import pick_device
 from ufr_edge.degradations.presets import degrade
 from ufr_edge.files import atomic_file, read_json, write_json
 from ufr_edge.priors.features import find_features
+from ufr_edge.priors.sampler import PRESETS
 from ufr_edge.restorers.loading import load_any_restorer
 from ufr_edge.runtime.images import write_image
 from ufr_edge.weights.cards import markdown_table
@@ -111,7 +112,7 @@ def made_with(args: argparse.Namespace) -> dict[str, Any]:
 
 def settings(args: argparse.Namespace, seed: int) -> AdaptConfig:
     """What `ufr-edge adapt` would take on this machine, with the options given here."""
-    sampler = TargetsConfig().sampler
+    sampler = PRESETS.get(args.sampler, TargetsConfig().sampler)
     if args.fast_steps:
         sampler = dataclasses.replace(sampler, fast_steps=min(args.fast_steps, sampler.start))
     targets = for_machine(
@@ -270,7 +271,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--limit", type=int, default=200, help="unlabelled faces [200]")
     parser.add_argument("--steps", type=int, help="steps of fine-tuning [those of ufr-edge finetune]")
-    parser.add_argument("--sampler", choices=["given", "auto"], default="given")
+    parser.add_argument("--sampler", choices=["given", "auto", *PRESETS], default="given")
     parser.add_argument("--fast-steps", type=int, help="calls of the prior per target in place of all")
     parser.add_argument("--fidelity", type=float, help="the dial, 0 to 1")
     parser.add_argument(
