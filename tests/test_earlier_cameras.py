@@ -11,10 +11,17 @@ import pytest
 from tiny_bundle import write_tiny_bundle
 from training_fakes import make_faces
 
-from ufr_edge.adaptation.camera_pairs import CameraModel, degrade_all, estimate_from_fingerprint
+from ufr_edge.adaptation.camera_pairs import (
+    CameraModel,
+    camera_source,
+    degrade_all,
+    estimate_from_fingerprint,
+)
 from ufr_edge.adaptation.earlier_cameras import CAMERAS, MOST, earlier_cameras, lineage_text, replay_source
 from ufr_edge.adaptation.faces import FaceSet
+from ufr_edge.adaptation.finetune import kept_source, mixed_pairs
 from ufr_edge.adaptation.readapt_gate import Outputs, ReadaptLimits, compare, judge
+from ufr_edge.adaptation.restorer_task import PairSource
 from ufr_edge.adaptation.sources import degrading_source
 from ufr_edge.errors import InputFileError
 from ufr_edge.runtime.bundle import Bundle, read_bundle
@@ -78,6 +85,59 @@ def test_replay_mixes_the_first_training_with_earlier_cameras() -> None:
     assert 0.1 < (error > 60).mean() < 0.6  # about a third has seen the dark camera
     originals = {face.tobytes() for face in (*images, *images[:, :, ::-1])}
     assert all(np.ascontiguousarray(face).tobytes() in originals for face in goal)
+
+
+def counted(source: PairSource, asked: list[int]) -> PairSource:
+    """The same source; every row it gives is noted in `asked`."""
+
+    def draw(step: int, rows: slice) -> tuple[np.ndarray, np.ndarray]:
+        lq, goal = source(step, rows)
+        asked.append(len(lq))
+        return lq, goal
+
+    return draw
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_every_pair_of_a_batch_is_drawn_once_in_however_many_parts(parts: int) -> None:
+    images = make_faces(6, seed=1)
+    clean = FaceSet(images=images, names=tuple(f"{i}.png" for i in range(len(images))))
+    own, replayed, restored = list[int](), list[int](), list[int]()
+
+    def before(faces: np.ndarray) -> np.ndarray:
+        restored.append(len(faces))
+        return np.asarray(255 - faces)
+
+    kept = kept_source(counted(replay_source(clean, (DARK, DAY), 5, 3), replayed), before)
+    pairs = counted(lambda _, rows: (images[rows], images[rows]), own)
+    # The last three rows are of a camera of today, which no part but the last has any of.
+    draw = mixed_pairs(pairs, [(5, kept), (3, degrading_source(clean, {"classic": 1.0}, 3, 4))], 12)
+    whole = draw(2, slice(None))
+    asked = [counts.copy() for counts in (own, replayed, restored)]
+    assert asked == [[4], [5], [5]]
+    for counts in (own, replayed, restored):
+        counts.clear()
+    size = 12 // parts
+    cut = [draw(2, slice(i * size, (i + 1) * size)) for i in range(parts)]
+    for side in (0, 1):
+        assert np.array_equal(np.concatenate([part[side] for part in cut]), whole[side])
+    assert (sum(own), sum(replayed), sum(restored)) == (4, 5, 5) and 0 not in own + replayed
+
+
+def test_replay_asks_a_camera_for_its_own_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = make_faces(6, seed=1)
+    clean = FaceSet(images=images, names=tuple(f"{i}.png" for i in range(len(images))))
+    asked = list[int]()
+    module = "ufr_edge.adaptation.earlier_cameras"
+    monkeypatch.setattr(f"{module}.degrading_source", lambda *given: counted(degrading_source(*given), asked))
+    monkeypatch.setattr(f"{module}.camera_source", lambda *given: counted(camera_source(*given), asked))
+    draw = replay_source(clean, (DARK, DAY), 2, 3)  # two a batch, as the settings have it
+    for step in range(8):
+        asked.clear()
+        draw(step, slice(0, 2))
+        assert sum(asked) == 2
+        draw(step, slice(1, 2))
+        assert asked[-1] == 1 and sum(asked) == 3
 
 
 def test_loss_on_an_earlier_camera_is_a_reason() -> None:

@@ -212,7 +212,8 @@ def camera_source(clean: Images, model: CameraModel, count: int, seed: int) -> P
         index = rng.choice(len(clean), count, replace=len(clean) < count)
         goal = clean[index]
         goal = np.stack([face[:, ::-1] if rng.random() < 0.5 else face for face in goal])
-        lq = np.stack([varied(model, rng)(face, rng) for face in goal])
+        # One stream for all: those before `rows` are drawn too, those after it are not.
+        lq = np.stack([varied(model, rng)(face, rng) for face in goal[: rows.indices(count)[1]]])
         return lq[rows], np.ascontiguousarray(goal[rows])
 
     return draw

@@ -19,6 +19,7 @@ from ufr_edge.errors import ConfigError, InputFileError
 from ufr_edge.files import read_json, write_json
 from ufr_edge.runtime.bundle import Bundle
 from ufr_edge.runtime.fingerprint_files import bundle_fingerprint
+from ufr_edge.runtime.frame import Frame
 
 Images = NDArray[np.uint8]
 CAMERAS = "cameras"
@@ -60,9 +61,14 @@ def replay_source(clean: FaceSet, cameras: Sequence[CameraModel], count: int, se
 
     def draw(step: int, rows: slice) -> tuple[Images, Images]:
         chosen = np.random.default_rng((seed, step, 2)).integers(len(sources), size=count)
-        drawn = {k: sources[k](step, slice(None)) for k in set(chosen.tolist())}
-        lq, goal = (np.stack([drawn[int(k)][side][i] for i, k in enumerate(chosen)]) for side in (0, 1))
-        return lq[rows], goal[rows]
+        pairs: dict[int, tuple[Frame, Frame]] = {}
+        for k in sorted(set(chosen[rows].tolist())):
+            own = [i for i in range(count)[rows] if chosen[i] == k]
+            # In one call: a camera draws what comes before a row as well.
+            lq, goal = sources[k](step, slice(own[0], own[-1] + 1))
+            pairs |= {i: (lq[i - own[0]], goal[i - own[0]]) for i in own}
+        made, truth = zip(*(pairs[i] for i in range(count)[rows]), strict=True)
+        return np.stack(made), np.stack(truth)
 
     return draw
 

@@ -137,7 +137,8 @@ def finetune(
     say = tell if tell and workers.main else _silent
     for line in (*pairs.lines, *(real_lines(real, clean) if real and clean else ())):
         say(line)
-    source = _mixed(pair_source(pairs, config), _extras(clean, pairs, camera, config, before, cameras))
+    extras = _extras(clean, pairs, camera, config, before, cameras)
+    source = mixed_pairs(pair_source(pairs, config), extras, config.batch)
     task = build_task(start.model, source, clean, config, held_out=held_out, run=out, workers=workers)
     steps = run_loop(
         task,
@@ -269,18 +270,24 @@ def restoring(model: AnyModel, device: torch.device) -> Callable[[Images], Image
     return lambda images: restore_batch(frozen, images, device)
 
 
-def _mixed(draw: PairSource, extras: Sequence[tuple[int, PairSource]]) -> PairSource:
+def mixed_pairs(draw: PairSource, extras: Sequence[tuple[int, PairSource]], batch: int) -> PairSource:
+    """Return (step, rows) -> pairs of `draw`, and of each extra source so many at the end of the `batch`.
+
+    A source is asked for those of its rows that lie in `rows` (without a stride), and not at all where none does.
+    """
     if not extras:
         return draw
-    everything, taken = slice(None), sum(count for count, _ in extras)
+    shares = ((batch - sum(count for count, _ in extras), draw), *extras)
 
     def together(step: int, rows: slice) -> tuple[Images, Images]:
-        own = draw(step, everything)
-        parts = [
-            tuple(side[: len(side) - taken] for side in own),
-            *(source(step, everything) for _, source in extras),
-        ]
-        lq, goal = (np.concatenate(side)[rows] for side in zip(*parts, strict=True))
+        start, stop, _ = rows.indices(batch)
+        parts, before = [], 0
+        for count, source in shares:
+            first, last = max(start - before, 0), min(stop - before, count)
+            if first < last:
+                parts.append(source(step, slice(first, last)))
+            before += count
+        lq, goal = (np.concatenate(side) for side in zip(*parts, strict=True))
         return lq, goal
 
     return together
