@@ -16,8 +16,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,19 +25,13 @@ from typing import Any
 import numpy as np
 import torch
 from performance import Choice, make_clip, run_file
+from published import PUBLISHED, random_network
 
 from ufr_edge import __version__
 from ufr_edge.cli.border import script_border
 from ufr_edge.errors import InferenceError
 from ufr_edge.files import atomic_file, write_json
-from ufr_edge.restorers.protocol import fixed
-from ufr_edge.restorers.spandrel_loader import (
-    CodeFormerRestorer,
-    GFPGANRestorer,
-    SpandrelRestorer,
-    SwinIRRestorer,
-    import_architecture,
-)
+from ufr_edge.restorers.spandrel_loader import SpandrelRestorer
 from ufr_edge.runtime.bundle import open_bundle_engine
 from ufr_edge.runtime.engines.base import EngineInfo
 from ufr_edge.runtime.faces.detect import Detects
@@ -54,15 +47,8 @@ from ufr_edge.weights.cards import command_block, markdown_table
 
 SIDE = 512
 WANTED = 30
+NETWORKS = ("gfpgan", "codeformer", "swinir")
 RESULT, SECTION = "comparison.json", "section.md"
-
-
-@dataclass(frozen=True)
-class Theirs:
-    """A network as it is published, and how it is built."""
-
-    name: str
-    build: Callable[[], SpandrelRestorer]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,62 +91,14 @@ class EagerEngine:
             return np.ascontiguousarray(made.to(torch.uint8).permute(0, 2, 3, 1).numpy())
 
 
-def gfpgan() -> SpandrelRestorer:
-    """GFPGAN v1.4 (the clean version, 512)."""
-    network = _made("spandrel.architectures.GFPGAN", "GFPGAN")
-    return GFPGANRestorer(network, side=SIDE, input_spec=fixed(SIDE))
-
-
-def codeformer() -> SpandrelRestorer:
-    """CodeFormer, fidelity 0.5."""
-    network = _made("spandrel_extra_arches.architectures.CodeFormer", "CodeFormer")
-    return CodeFormerRestorer(network, side=SIDE, input_spec=fixed(SIDE))
-
-
-def swinir() -> SpandrelRestorer:
-    """SwinIR with the 8x unshuffle head, as the paper adapts it."""
-    network = _made(
-        "spandrel.architectures.SwinIR",
-        "SwinIR",
-        img_size=SIDE // 8,
-        patch_size=1,
-        in_chans=3,
-        embed_dim=180,
-        depths=[6] * 8,
-        num_heads=[6] * 8,
-        window_size=8,
-        mlp_ratio=2,
-        upscale=8,
-        img_range=1.0,
-        upsampler="nearest+conv",
-        resi_connection="1conv",
-        start_unshuffle=8,
-    )
-    return SwinIRRestorer(network, side=SIDE)
-
-
-NETWORKS = (
-    Theirs("GFPGAN v1.4", gfpgan),
-    Theirs("CodeFormer", codeformer),
-    Theirs("SwinIR (the paper's)", swinir),
-)
-
-
-def _made(module: str, name: str, **options: Any) -> Any:
-    torch.manual_seed(0)
-    found = import_architecture(module, extra=module.partition(".")[0])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return getattr(found, name)(**options)
-
-
 def time_theirs(
-    theirs: Theirs, clip: Path, out: Path, detector: Detects, *, frames: int, warm: int, threads: int
+    name: str, clip: Path, out: Path, detector: Detects, *, frames: int, warm: int, threads: int
 ) -> Timed:
-    """Drive a network frame by frame. Raises UfrEdgeError."""
-    network = theirs.build()
+    """Drive a published network frame by frame. Raises UfrEdgeError."""
+    label = PUBLISHED[name].label
+    network = random_network(name)
     clock = StageClock()
-    engine = EagerEngine(network, theirs.name, threads=threads)
+    engine = EagerEngine(network, label, threads=threads)
     pipeline = FacePipeline(engine, detector, PipelineConfig(stabilise=None), clock=clock)
     started = ended = 0.0
     with closing(VideoReader(clip, threads=threads)) as video:
@@ -173,7 +111,7 @@ def time_theirs(
                 started = time.perf_counter()
             done = pipeline.restore(frame.image)
             if done.count != 1:
-                msg = f"{theirs.name}: {done.count} faces were found in frame {number}, not 1."
+                msg = f"{label}: {done.count} faces were found in frame {number}, not 1."
                 raise InferenceError(msg)
             native = None if done.touched is None else frame.native
             writer.write(replace(frame, image=done.image, native=native, touched=done.touched or ()))
@@ -182,7 +120,7 @@ def time_theirs(
                 break
         writer.finish()
     return Timed(
-        name=theirs.name,
+        name=label,
         parameters=sum(p.numel() for p in network.parameters()),
         frames=frames,
         warm=warm,
@@ -214,9 +152,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         open_bundle_engine(choices[0].bundle, engine=choices[0].engine) as engine,
         open_detector(engine, run) as detector,
     ):
-        for theirs in NETWORKS:
+        for name in NETWORKS:
             found = time_theirs(
-                theirs,
+                name,
                 clip,
                 out,
                 detector,

@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from published import PUBLISHED, random_network
 
 from ufr_edge.calibration.compare import compare_frames, pattern_frames, run_batches
 from ufr_edge.cli.border import script_border
@@ -29,8 +28,6 @@ from ufr_edge.export.onnx_export import OPSET, restore_frames
 from ufr_edge.export.requests import EngineRequest, backend_of
 from ufr_edge.export.sources import OnnxSources
 from ufr_edge.files import atomic_file, read_json, write_json
-from ufr_edge.restorers.loading import AnyRestorer, load_any_restorer
-from ufr_edge.restorers.spandrel_loader import import_architecture
 from ufr_edge.runtime.engines import installed_backends, open_engine_file
 from ufr_edge.weights.cards import markdown_table
 
@@ -42,32 +39,6 @@ TARGETS = (
     EngineRequest(format="openvino", precision="fp16"),
     EngineRequest(format="openvino", precision="bf16"),
     EngineRequest(format="tensorrt-rtx", precision="fp16"),
-)
-NETWORKS: Mapping[str, tuple[str, str, Mapping[str, Any]]] = MappingProxyType(
-    {
-        "swinir": (
-            "spandrel.architectures.SwinIR",
-            "SwinIR",
-            {
-                "img_size": 64,
-                "patch_size": 1,
-                "in_chans": 3,
-                "embed_dim": 180,
-                "depths": [6] * 8,
-                "num_heads": [6] * 8,
-                "window_size": 8,
-                "mlp_ratio": 2,
-                "upscale": 8,
-                "img_range": 1.0,
-                "upsampler": "nearest+conv",
-                "resi_connection": "1conv",
-                "start_unshuffle": 8,
-            },
-        ),
-        "gfpgan": ("spandrel.architectures.GFPGAN", "GFPGAN", {}),
-        "codeformer": ("spandrel_extra_arches.architectures.CodeFormer", "CodeFormer", {}),
-        "restoreformer": ("spandrel.architectures.RestoreFormer", "RestoreFormer", {}),
-    }
 )
 COLUMNS = ("network", "engine", "MB", "PSNR to torch dB", "largest", "mean", "kept in fp32")
 INTRO = """# Networks of others as engines
@@ -94,28 +65,13 @@ HELD_BACK = """## What held which network back
 """
 
 
-def load_random(name: str, folder: Path) -> AnyRestorer:
-    """Write a checkpoint of random weights and load it as any other."""
-    package, cls, options = NETWORKS[name]
-    module = import_architecture(package, extra="codeformer" if name == "codeformer" else "spandrel")
-    torch.manual_seed(0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        network = getattr(module, cls)(**options)
-    # The release has the first convolution behind the unshuffling.
-    old, new = ("conv_first.", "conv_first.1.") if name == "swinir" else ("", "")
-    state = {key.replace(old, new, 1) if old else key: value for key, value in network.state_dict().items()}
-    torch.save({"params_ema": state}, folder / f"{name}.pth")
-    return load_any_restorer(folder / f"{name}.pth", accept_licence=True)
-
-
 def measure_network(name: str, folder: Path) -> list[dict[str, Any]]:
     """Build every target of a network in `folder`; return a row for each."""
     folder.mkdir(parents=True, exist_ok=True)
-    restorer = load_random(name, folder)
+    restorer = random_network(name)
     faces = pattern_frames(1, restorer.side)
-    expected = restore_frames(restorer.model, faces)
-    sources = OnnxSources(restorer.model, folder, side=restorer.side, faces=faces, calibration=None)
+    expected = restore_frames(restorer, faces)
+    sources = OnnxSources(restorer, folder, side=restorer.side, faces=faces, calibration=None)
     rows = []
     for request in TARGETS:
         if backend_of(request.format) not in installed_backends():
@@ -182,9 +138,9 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
 
 def run(args: argparse.Namespace) -> None:
     """Measure the networks asked for, then write the page of all that were measured."""
-    for name in args.networks or NETWORKS:
+    for name in args.networks or PUBLISHED:
         write_json(args.out / f"{name}.json", measure_network(name, args.out / name))
-    rows = [row for name in NETWORKS if (path := args.out / f"{name}.json").is_file() for row in _rows(path)]
+    rows = [row for name in PUBLISHED if (path := args.out / f"{name}.json").is_file() for row in _rows(path)]
     with atomic_file(args.page) as beside:
         beside.write_text(page(rows, f"python benchmarks/networks.py -o {args.out}"), encoding="utf-8")
 
@@ -194,12 +150,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("networks", nargs="*", metavar="NETWORK", help=f"default: {' '.join(NETWORKS)}")
+    parser.add_argument("networks", nargs="*", metavar="NETWORK", help=f"default: {' '.join(PUBLISHED)}")
     parser.add_argument("-o", "--out", type=Path, default=Path("runs/networks"))
     parser.add_argument("--page", type=Path, default=DOCS)
     args = parser.parse_args(arguments)
-    if unknown := [name for name in args.networks if name not in NETWORKS]:
-        parser.error(f"no network {unknown[0]}; there are {', '.join(NETWORKS)}")
+    if unknown := [name for name in args.networks if name not in PUBLISHED]:
+        parser.error(f"no network {unknown[0]}; there are {', '.join(PUBLISHED)}")
     return args
 
 

@@ -200,7 +200,7 @@ def test_a_network_in_pytorch_stands_where_an_engine_would() -> None:
     made = engine.infer(batch)
     assert made.shape == batch.shape and made.dtype == np.uint8
     assert int(made[0].max()) in (227, 228) and int(made[1].min()) == 255
-    assert [each.name for each in comparison.NETWORKS] == [
+    assert [comparison.PUBLISHED[name].label for name in comparison.NETWORKS] == [
         "GFPGAN v1.4",
         "CodeFormer",
         "SwinIR (the paper's)",
