@@ -10,6 +10,7 @@ import av
 import numpy as np
 import pytest
 
+from ufr_edge.demo.clearing import clear_written
 from ufr_edge.demo.run import DemoConfig, run_demo
 from ufr_edge.demo.scene import FACES, CameraConfig, film, load_cast, write_truth
 from ufr_edge.errors import InputFileError, OutputError
@@ -56,6 +57,18 @@ def test_truth_is_cut_as_the_crop_was(tmp_path: Path) -> None:
     pixel = scene.clean(1)[(32 - 4) * 2, (32 - 3) * 2].astype(int)
     assert np.abs(truth[0, 32, 32] - pixel).max() < 40
     assert (tmp_path / "truth" / "000000.png").exists()
+
+
+def test_only_what_an_earlier_demo_wrote_is_cleared_away(tmp_path: Path) -> None:
+    out, elsewhere = tmp_path / "demo", tmp_path / "elsewhere"
+    for folder in (out / "faces", out / "mine", elsewhere):
+        folder.mkdir(parents=True)
+        (folder / "a.png").write_text("x")
+    (out / "strip.jpg").write_text("x")
+    (out / "linked").symlink_to(elsewhere, target_is_directory=True)
+    clear_written(out, ("faces", "strip.jpg", "linked", "never-written"))
+    assert [path.name for path in out.iterdir()] == ["mine"]
+    assert (out / "mine" / "a.png").is_file() and (elsewhere / "a.png").is_file()
 
 
 def small_demo() -> DemoConfig:

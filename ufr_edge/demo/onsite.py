@@ -24,6 +24,7 @@ from ufr_edge.adaptation.readapt import GATE
 from ufr_edge.adaptation.restorer_task import HeldOut, restore_batch
 from ufr_edge.adaptation.training import pick_device
 from ufr_edge.config import load_config
+from ufr_edge.demo.clearing import clear_written
 from ufr_edge.demo.onsite_film import Doorway, People, Reel, Site, film_clip, share_out
 from ufr_edge.demo.onsite_story import (
     Quality,
@@ -139,7 +140,7 @@ def run_onsite_demo(
 
     config = config or OnsiteDemoConfig()
     check_free(out, overwrite=overwrite)
-    _clear(out)
+    clear_written(out, WRITTEN)
     started = time.monotonic()
     people = share_out(config.earlier, config.passing, config.unseen)
     tell(f"1/5 filming {config.passing} people through two cameras: {config.before}, then {config.after}")
@@ -167,16 +168,6 @@ def run_onsite_demo(
     )
     write_onsite_report(report, columns)
     return report
-
-
-def _clear(out: Path) -> None:
-    """Remove what an earlier demo wrote, and nothing else."""
-    for name in WRITTEN:
-        path = out / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
 
 
 def film(people: People, out: Path, config: OnsiteDemoConfig) -> Reel:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from ufr_edge.adaptation.report import Section, curve_uri, figures_table, pictur
 from ufr_edge.adaptation.restorer_task import HeldOut, restore_batch
 from ufr_edge.adaptation.targets import TargetsConfig
 from ufr_edge.adaptation.training import pick_device, read_log, resolve_precision
+from ufr_edge.demo.clearing import clear_written
 from ufr_edge.demo.clip import ClipReport, make_clip
 from ufr_edge.demo.scene import FACES, SENSITIVE, CameraConfig, Cast, film, load_cast, write_truth
 from ufr_edge.export.bundle_export import export_bundle
@@ -125,7 +125,7 @@ def run_demo(
     """Run the demo into `out`. `tell` is called with a line before each stage. Raises OutputError when `out` is taken."""
     config = config or DemoConfig()
     check_free(out, overwrite=overwrite)
-    _clear(out)
+    clear_written(out, WRITTEN)
     started = time.monotonic()
     base = load_any_restorer(config.adaptation.targets.restorer)
     cast = load_cast(config.people)
@@ -159,16 +159,6 @@ def run_demo(
     )
     write_results(report, held, restored)
     return report
-
-
-def _clear(out: Path) -> None:
-    """Remove what an earlier demo wrote, and nothing else: its finished training must not be gone on with."""
-    for name in WRITTEN:
-        path = out / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
 
 
 def collect_faces(cast: Cast, out: Path, config: DemoConfig, *, side: int) -> _Faces:
