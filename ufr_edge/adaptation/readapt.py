@@ -74,8 +74,8 @@ class ReadaptConfig:
     """Settings for few faces and a small machine.
 
     replay: share of each batch that is clean faces degraded as in the first training, or as by the last 3 cameras of the
-    bundle's lineage, so that old skill is kept. calls: of the prior per target (`fast_steps`): a fifth of the chain, as good
-    in docs/quality.md's figures, in a fifth of the minutes.
+    bundle's lineage, so that old skill is kept. calls: of the prior per target (`fast_steps`), of 100 in the full chain; the
+    figures of docs/quality.md were made with as many.
     held_out: share of the people (tracks) kept out of training, for the gate; at most `most_held_out` faces.
     least_faces, least_people: below which nothing is done. minutes: of training in one sitting. max_drop_db: of int8
     engines. newest: take so many of the last faces by name, None: all. require_faces: refuse pictures in which no face
