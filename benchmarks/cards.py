@@ -19,7 +19,8 @@ from typing import Any
 from ufr_edge.adaptation.faces import source_weights
 from ufr_edge.adaptation.prior_pages import prior_markdown
 from ufr_edge.adaptation.training import read_log
-from ufr_edge.errors import InputFileError, UfrEdgeError
+from ufr_edge.cli.border import script_border
+from ufr_edge.errors import InputFileError
 from ufr_edge.files import atomic_file, read_json, write_json
 from ufr_edge.priors.files import load_prior
 from ufr_edge.restorers.edge import count_macs
@@ -141,8 +142,8 @@ def fill(name: str, args: argparse.Namespace) -> None:
     print(text)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Fill the cards named."""
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -157,13 +158,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--recipe", help="the command that trains it")
     parser.add_argument("--summary", help="one line for `ufr-edge models list`")
     parser.add_argument("--fresh", action="store_true", help="write the prose anew too")
-    args = parser.parse_args(argv)
-    try:
-        for name in args.names:
-            fill(name, args)
-    except UfrEdgeError as exc:
-        sys.exit(f"error: {exc}")
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Fill the cards named. Raises UfrEdgeError."""
+    for name in args.names:
+        fill(name, args)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run; an error is one line and its exit code."""
+    return script_border(lambda: run(parse(argv)))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

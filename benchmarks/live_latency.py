@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ufr_edge.errors import UfrEdgeError
+from ufr_edge.cli.border import script_border
 from ufr_edge.runtime.live.events import EventLog
 from ufr_edge.runtime.live.session import open_engines
 from ufr_edge.runtime.live.sinks import LiveFrame, Sink, SinkContext
@@ -121,6 +121,14 @@ def measure(bundle: Path, *, engine: str | None, size: str, rate: int, seconds: 
     }
 
 
+def run(args: argparse.Namespace) -> None:
+    """Measure, and print the JSON. Raises UfrEdgeError."""
+    found = measure(
+        args.bundle, engine=args.engine_name, size=args.size, rate=args.rate, seconds=args.seconds
+    )
+    print(json.dumps(found))
+
+
 def main() -> int:
     """Run; an error is one line and its exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -130,15 +138,7 @@ def main() -> int:
     parser.add_argument("--rate", type=int, default=30)
     parser.add_argument("--seconds", type=float, default=60)
     args = parser.parse_args()
-    try:
-        found = measure(
-            args.bundle, engine=args.engine_name, size=args.size, rate=args.rate, seconds=args.seconds
-        )
-    except UfrEdgeError as exc:
-        print(f"error: {exc}", file=sys.stderr)
-        return int(exc.exit_code)
-    print(json.dumps(found))
-    return 0
+    return script_border(lambda: run(args))
 
 
 if __name__ == "__main__":
