@@ -12,6 +12,7 @@ import numpy as np
 from clips import STUB_INFO, StubDetector, StubEngine, picture
 
 from ufr_edge.errors import InferenceError, OutputError
+from ufr_edge.runtime.drift import DriftState
 from ufr_edge.runtime.engines.base import EngineInfo
 from ufr_edge.runtime.faces.detect import Detects
 from ufr_edge.runtime.faces.track import TrackConfig
@@ -22,6 +23,7 @@ from ufr_edge.runtime.live.sources import LiveSource
 from ufr_edge.runtime.live.stages import ChoosesEngine, Engines
 from ufr_edge.runtime.live.stats import Labels, StatsBoard
 from ufr_edge.runtime.live.stream import LiveStream, StreamConfig
+from ufr_edge.runtime.live.watch import FaceWatch
 from ufr_edge.runtime.pipeline import FacePipeline, PipelineConfig, Restores
 from ufr_edge.runtime.video.source import SourceFrame, VideoInfo
 
@@ -119,6 +121,22 @@ def full_disk(after: int) -> Callable[[LiveFrame], None]:
             raise OutputError(msg)
 
     return before
+
+
+def drift_watch(*, distance: float | None, raised: bool) -> FaceWatch:
+    """A watch for drift at some distance, of a limit of 5; None: it has seen too few of its 7 faces to tell."""
+    state = DriftState(
+        raised=raised,
+        distance=distance,
+        limit=5.0,
+        parts=(),
+        cause=None,
+        faces=7,
+        votes=7,
+        raises=int(raised),
+        since=None,
+    )
+    return FaceWatch(drift=state, recorded=None, recording=False, missed=0)
 
 
 @dataclass

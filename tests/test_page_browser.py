@@ -14,14 +14,12 @@ import cv2
 import numpy as np
 import pytest
 from clips import StubDetector
-from live_fakes import KeepingSink, rig
+from live_fakes import KeepingSink, drift_watch, rig
 
-from ufr_edge.runtime.drift import DriftState
 from ufr_edge.runtime.images import read_image, write_image
 from ufr_edge.runtime.live.page_address import PageConfig
 from ufr_edge.runtime.live.sources import TestCamera
 from ufr_edge.runtime.live.stream import LiveStream
-from ufr_edge.runtime.live.watch import FaceWatch
 from ufr_edge.runtime.video.uri import parse_uri
 
 aiohttp = pytest.importorskip("aiohttp", reason="needs the extra `live`")
@@ -134,23 +132,6 @@ def test_it_shows_frames_and_numbers_and_the_console_stays_empty(running: Runnin
     asyncio.run(work())
 
 
-def drifting(*, distance: float | None) -> FaceWatch:
-    """A watch that raised drift, unless it has seen too few faces."""
-    raised = distance is not None
-    drift = DriftState(
-        raised=raised,
-        distance=distance,
-        limit=5.0,
-        parts=(),
-        cause=None,
-        faces=7,
-        votes=7,
-        raises=int(raised),
-        since=None,
-    )
-    return FaceWatch(drift=drift, recorded=None, recording=False, missed=0)
-
-
 def test_it_shows_the_installed_version_and_drift(running: Running, tmp_path: Path) -> None:
     async def work() -> None:
         async with visiting(running.page, tmp_path / "profile") as tab:
@@ -158,10 +139,10 @@ def test_it_shows_the_installed_version_and_drift(running: Running, tmp_path: Pa
             assert not {"bundle version", "drift"} & set((await tab.value(told)).split("|"))
             board = running.stream.board
             board.labels.bundle_version = 7
-            board.watch_faces(lambda: drifting(distance=None))
+            board.watch_faces(lambda: drift_watch(distance=None, raised=False))
             await tab.until(f"{told}.includes('bundle version|7')")
             await tab.until(f"{told}.includes('drift|too few faces yet (7)')")
-            board.watch_faces(lambda: drifting(distance=6.25))
+            board.watch_faces(lambda: drift_watch(distance=6.25, raised=True))
             await tab.until(f"{told}.includes('drift|6.3 of 5: raised')")
             assert await tab.value("$('facts').querySelector('.warn').textContent") == "6.3 of 5: raised"
             assert tab.problems == []

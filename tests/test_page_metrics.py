@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from live_fakes import drift_watch
 
-from ufr_edge.runtime.drift import DriftState
 from ufr_edge.runtime.live.stats import Labels, LiveStats, StatsBoard
-from ufr_edge.runtime.live.watch import FaceWatch
 
 pytest.importorskip("aiohttp", reason="needs the extra `live`")
 from ufr_edge.runtime.live.page_board import metrics_text
@@ -21,19 +20,8 @@ def samples(stats: LiveStats) -> dict[str, float]:
 
 def watched(*, distance: float | None, raised: bool) -> LiveStats:
     """Numbers of a stream that watches for drift."""
-    state = DriftState(
-        raised=raised,
-        distance=distance,
-        limit=5.0,
-        parts=(),
-        cause=None,
-        faces=30,
-        votes=90,
-        raises=1,
-        since=None,
-    )
     board = StatsBoard(Labels())
-    board.watch_faces(lambda: FaceWatch(drift=state, recorded=None, recording=False, missed=0))
+    board.watch_faces(lambda: drift_watch(distance=distance, raised=raised))
     return board.snapshot()
 
 
