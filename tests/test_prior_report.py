@@ -19,12 +19,11 @@ from training_fakes import (
     write_faces,
 )
 
+from ufr_edge.adaptation.identity import feature_distances, inner_face
 from ufr_edge.adaptation.prior_figures import (
     epsilon_losses,
-    feature_distances,
     frechet_figures,
     identity_figures,
-    inner_face,
     target_figures,
     unconditional,
 )

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from ufr_edge.adaptation.evaluate import pooled_stack
+from ufr_edge.adaptation.identity import inner_distances, nearest_is_own
 from ufr_edge.adaptation.prior_task import EVALUATED_TIMESTEPS
 from ufr_edge.adaptation.training import autocast, to_tensor, to_uint8
 from ufr_edge.errors import ShapeError
@@ -115,38 +115,15 @@ def identity_figures(sampled: Images, faces: Images, features: PriorFeatures, de
     Distances are prior-feature distances on the inner face (half the side), so that hair and background do not tell;
     the features are no face recogniser's. Landmark displacement is in pixels at 512.
     """
-    distances = feature_distances(inner_face(sampled, features), inner_face(faces, features), features)
+    distances = inner_distances(sampled, faces, features)
     own = np.diagonal(distances)
     others = distances + np.diag(np.full(len(own), np.inf))
     return {
-        "own_is_nearest": float(np.mean(own <= others.min(1))),
+        "own_is_nearest": nearest_is_own(distances),
         "own_distance": float(own.mean()),
         "nearest_other_distance": float(others.min(1).mean()),
         **_landmark_figures(sampled, faces, detector),
     }
-
-
-def inner_face(faces: Images, features: PriorFeatures) -> Images:
-    """Cut the middle of aligned faces, brows to chin: half the side, rounded to what the features take."""
-    side = faces.shape[1]
-    size = max(features.multiple_of, side // 2 // features.multiple_of * features.multiple_of)
-    top, left = (side * 5 // 8) - size // 2, (side - size) // 2
-    return faces[:, top : top + size, left : left + size]
-
-
-@torch.no_grad()
-def feature_distances(a: Images, b: Images, features: PriorFeatures, *, batch: int = 8) -> NDArray[np.float64]:
-    """`prior_feature_distance` of every face of `a` (N) with every one of `b` (M), float64 (N, M)."""
-    levels = zip(_directions(a, features, batch), _directions(b, features, batch), strict=True)
-    # |p - q|^2 of unit vectors is 2 - 2 pq: one matrix product a level in place of N M comparisons.
-    found = [2 - 2 * (p.flatten(1) @ q.flatten(1).T) / p[0, 0].numel() for p, q in levels]
-    return torch.stack(found).mean(0).double().cpu().numpy()
-
-
-def _directions(images: Images, features: PriorFeatures, batch: int) -> list[Tensor]:
-    device = next(features.parameters()).device
-    parts = [features(to_tensor(images[i : i + batch], device)) for i in range(0, len(images), batch)]
-    return [F.normalize(torch.cat(level).float(), dim=1, eps=1e-5) for level in zip(*parts, strict=True)]
 
 
 def _landmark_figures(sampled: Images, faces: Images, detector: Detects) -> Figures:
