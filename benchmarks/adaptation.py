@@ -132,7 +132,7 @@ def settings(args: argparse.Namespace, seed: int) -> AdaptConfig:
     losses = training.losses if args.real else dataclasses.replace(training.losses, adversarial=0.0)
     training = dataclasses.replace(training, losses=losses, steps=args.steps or training.steps)
     config = AdaptConfig(
-        targets=targets, finetune=dataclasses.replace(tuning, training=training), align=False
+        targets=targets, finetune=dataclasses.replace(tuning, training=training), align=False, curve="never"
     )
     return config if args.fidelity is None else config.at_fidelity(args.fidelity)
 

@@ -19,15 +19,27 @@ from ufr_edge.adaptation.finetune import FinetuneConfig, finetune, load_pairs
 from ufr_edge.adaptation.forecast import forecast
 from ufr_edge.adaptation.intake import take_in
 from ufr_edge.adaptation.qa import worst
+from ufr_edge.adaptation.report import Section
 from ufr_edge.adaptation.restorer_task import HeldOut, restore_batch
+from ufr_edge.adaptation.sweep import (
+    REAL_COUNT,
+    CurveFaces,
+    Drawing,
+    curve_calls,
+    curve_drawn,
+    curve_wanted,
+    draw_curve,
+    not_drawn,
+)
 from ufr_edge.adaptation.targets import TargetsConfig, TargetsReport, make_targets, open_detector, read_index
 from ufr_edge.adaptation.terms import check_objective, task_kind
 from ufr_edge.adaptation.training import pick_device, saved_step
 from ufr_edge.adaptation.workers import Workers
 from ufr_edge.errors import ConfigError
 from ufr_edge.files import write_json
-from ufr_edge.priors.features import find_features
+from ufr_edge.priors.features import PriorFeatures, find_features
 from ufr_edge.restorers.loading import WEIGHTS_NAME, load_any_restorer
+from ufr_edge.runtime.images import list_images
 
 Images = NDArray[np.uint8]
 Tell = Callable[[str], None]
@@ -40,13 +52,15 @@ MEASURED = 64
 class AdaptConfig:
     """Settings of the two stages. The restorer and the prior of `targets` are used in both.
 
-    `align`: pictures that are no aligned faces yet are aligned, or named and left out (see `intake`).
+    `align`: pictures that are no aligned faces yet are aligned, or named and left out (see `intake`). `curve`: whether
+    the dial's curve is drawn in the report; "auto": where it is small beside the targets (see `sweep`).
     """
 
     targets: TargetsConfig = field(default_factory=TargetsConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     align: bool = True
     shown: int = 6
+    curve: Drawing = "auto"
 
     def aligned(self) -> AdaptConfig:
         """Return the config with fine-tuning starting from the restorer that made the targets."""
@@ -98,8 +112,8 @@ def adapt(
 ) -> AdaptReport:
     """Adapt a restorer to the low-quality faces of one camera.
 
-    Writes `out`/targets, `out`/weights.safetensors, `out`/report.html, `out`/figures.json, and `out`/faces where
-    pictures had to be aligned or left out. `real`: unrelated clean faces for the adversarial term. `test_faces`: faces
+    Writes `out`/targets, `out`/weights.safetensors, `out`/report.html, `out`/figures.json, `out`/dial.json and its picture
+    where the dial's curve is drawn, and `out`/faces where pictures had to be aligned or left out. `real`: unrelated clean faces for the adversarial term. `test_faces`: faces
     of the camera kept out of training, to measure on (default: the training faces); `truth`: their clean versions,
     matched by stem, when they are known. `tell` is told what was found and, before anything long starts, how long it
     will take. Goes on where an earlier call with the same settings stopped; processes that `accelerate launch` started
@@ -117,8 +131,9 @@ def adapt(
     held = load_pairs(test_faces, truth, side, minimum=1) if test_faces and truth else None
     with workers.main_first():
         folder = _ready(faces, out, config, side, tell, show=show and workers.main)
+    job = _Job(folder=folder, out=out, config=config, side=side, real=real, test_faces=test_faces, held=held)
     if tell is not _silent:
-        _tell_forecast(folder, out, config, real, side, tell, workers.count)
+        _tell_forecast(job, tell, workers.count)
     made = make_targets(folder, out / "targets", config.targets, real=real, overwrite=overwrite, show=show)
     _tell_targets(made, tell)
     weights = finetune(
@@ -132,11 +147,33 @@ def adapt(
         tell=tell,
         show=show,
     )
-    figures: Mapping[str, Mapping[str, float]] = {}
-    if workers.main:
-        figures = _measure_and_report(folder, out, config, weights, made, held, test_faces)
+    figures = _measure_and_report(job, weights, made, show=show) if workers.main else {}
     workers.wait()
     return AdaptReport(weights=weights, report=out / "report.html", faces=folder, figures=figures, targets=made)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """What is adapted to: `folder` of aligned faces, and what there is beside it."""
+
+    folder: Path
+    out: Path
+    config: AdaptConfig
+    side: int
+    real: Path | None
+    test_faces: Path | None
+    held: HeldOut | None
+
+    def shown(self, faces: int) -> int:
+        """How many faces there are to draw the dial's curve on, of `faces` in the folder."""
+        if self.held:
+            return len(self.held.lq)
+        return len(list_images(self.test_faces)) if self.test_faces else min(faces, MEASURED)
+
+    def draws(self, faces: int) -> bool:
+        """Whether the dial's curve is drawn where `faces` targets are made."""
+        base = self.config.targets.sampler
+        return curve_wanted(self.config.curve, base, faces=faces, shown=self.shown(faces))
 
 
 def _ready(faces: Path, out: Path, config: AdaptConfig, side: int, tell: Tell, *, show: bool) -> Path:
@@ -151,23 +188,23 @@ def _ready(faces: Path, out: Path, config: AdaptConfig, side: int, tell: Tell, *
     return taken.folder
 
 
-def _tell_forecast(
-    folder: Path, out: Path, config: AdaptConfig, real: Path | None, side: int, tell: Tell, processes: int
-) -> None:
-    found = load_faces(folder, side)
-    wanted = len(set(found.names) - set(read_index(out / "targets")))
-    steps = max(0, config.finetune.training.steps - saved_step(out, kind=task_kind(config.finetune)))
-    if wanted or steps:
+def _tell_forecast(job: _Job, tell: Tell, processes: int) -> None:
+    found, config = load_faces(job.folder, job.side), job.config
+    wanted = len(set(found.names) - set(read_index(job.out / "targets")))
+    steps = max(0, config.finetune.training.steps - saved_step(job.out, kind=task_kind(config.finetune)))
+    curve = job.draws(len(found)) and not curve_drawn(job.out)
+    if wanted or steps or curve:
         tell(f"{len(found)} faces on {pick_device(config.targets.device)}; timing a few calls and steps ...")
         expected = forecast(
-            folder,
+            job.folder,
             found.images,
             config.targets,
             config.finetune,
             wanted=wanted,
             steps=steps,
-            real=real,
+            real=job.real,
             processes=processes,
+            curve_calls=curve_calls(config.targets.sampler, faces=job.shown(len(found))) if curve else 0,
         )
         tell(expected.line())
 
@@ -178,37 +215,61 @@ def _tell_targets(made: TargetsReport, tell: Tell) -> None:
 
 
 def _measure_and_report(
-    folder: Path,
-    out: Path,
-    config: AdaptConfig,
-    weights: Path,
-    made: TargetsReport,
-    held: HeldOut | None,
-    test_faces: Path | None,
+    job: _Job, weights: Path, made: TargetsReport, *, show: bool
 ) -> Mapping[str, Mapping[str, float]]:
+    config, held = job.config, job.held
     device = pick_device(config.targets.device)
-    before, after = load_any_restorer(config.targets.restorer), load_any_restorer(weights)
-    models = {"base": before.model.to(device), "adapted": after.model.to(device)}
-    side = before.side
-    lq = held.lq if held else load_faces(test_faces or folder, side, limit=MEASURED, minimum=1).images
+    sources = {"base": config.targets.restorer, "adapted": str(weights)}
+    models = {name: load_any_restorer(source).model.to(device) for name, source in sources.items()}
+    lq = held.lq if held else load_faces(job.test_faces or job.folder, job.side, limit=MEASURED, minimum=1).images
     restored = {name: restore_batch(model, lq, device) for name, model in models.items()}
     truth = held.truth if held else None
     features = find_features(config.finetune.features_prior or config.targets.prior, device)
     figures = measure(restored, lq, truth, features)
-    write_json(out / "figures.json", figures)
-    training = _fit(load_faces(folder, side, minimum=1), out / "targets", config.shown)
+    write_json(job.out / "figures.json", figures)
+    training = _fit(load_faces(job.folder, job.side, minimum=1), job.out / "targets", config.shown)
     seen = {name: restore_batch(model, training.images, device) for name, model in models.items()}
-    targets = load_targets(out / "targets", training, side)
-    kept = {"input": lq, **restored, **({} if truth is None else {"truth": truth})}
-    pictures = Pictures(
-        training={"input": training.images, "base": seen["base"], "target": targets, "adapted": seen["adapted"]},
-        measured={name: stack[: config.shown] for name, stack in kept.items()},
-        worst=_worst(folder, out / "targets", config.shown, side),
-    )
     write_adapt_report(
-        out, figures, pictures, made, logged=LOGGED, known=truth is not None, unseen=test_faces is not None
+        job.out,
+        figures,
+        _pictures(job, training, seen, {"input": lq, **restored, **({} if truth is None else {"truth": truth})}),
+        made,
+        _curve(job, made, CurveFaces(lq=lq, truth=truth), restored, features, show=show),
+        logged=LOGGED,
+        known=truth is not None,
+        unseen=job.test_faces is not None,
     )
     return figures
+
+
+def _pictures(
+    job: _Job, training: FaceSet, seen: Mapping[str, Images], measured: Mapping[str, Images]
+) -> Pictures:
+    count, targets = job.config.shown, load_targets(job.out / "targets", training, job.side)
+    return Pictures(
+        training={"input": training.images, "base": seen["base"], "target": targets, "adapted": seen["adapted"]},
+        measured={name: stack[:count] for name, stack in measured.items()},
+        worst=_worst(job.folder, job.out / "targets", count, job.side),
+    )
+
+
+def _curve(
+    job: _Job,
+    made: TargetsReport,
+    faces: CurveFaces,
+    restored: Mapping[str, Images],
+    features: PriorFeatures | None,
+    *,
+    show: bool,
+) -> Section:
+    """The dial's curve with base and adapted restorer beside it, or why it was not drawn."""
+    if not job.draws(made.total):
+        return not_drawn(job.config.targets.sampler, shown=len(faces.lq))
+    if job.real is not None and faces.truth is None:
+        real = load_faces(job.real, job.side, limit=REAL_COUNT, minimum=1).images
+        faces = dataclasses.replace(faces, real=real)
+    targets = dataclasses.replace(job.config.targets, sampler=made.sampler)
+    return draw_curve(job.out, targets, faces, restored, features, show=show).section(job.out / "dial.png")
 
 
 def _fit(faces: FaceSet, targets: Path, count: int) -> FaceSet:

@@ -38,12 +38,16 @@ def write_adapt_report(
     figures: Mapping[str, Mapping[str, float]],
     pictures: Pictures,
     made: TargetsReport,
+    curve: Section,
     *,
     logged: Sequence[str],
     known: bool,
     unseen: bool,
 ) -> None:
-    """Write `out`/report.html and the strips beside it. `known`: measured against the truth; `unseen`: on other faces."""
+    """Write `out`/report.html and the strips beside it.
+
+    `curve`: the dial's. `known`: measured against the truth; `unseen`: on other faces.
+    """
     write_image(out / "strip-training.jpg", strip(pictures.training))
     write_image(out / "strip-held-out.jpg", strip(pictures.measured))
     head, rows = figures_table(figures)
@@ -56,6 +60,7 @@ def write_adapt_report(
             title="Training faces and their pseudo targets", picture=picture_uri(strip(pictures.training))
         ),
         *target_sections(made, pictures.worst),
+        curve,
         Section(title="Training", picture=curve_uri(read_log(out), logged)),
     ]
     lead = "A restorer adapted to one camera, from its unlabelled faces alone."

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,6 +26,9 @@ from ufr_edge.adaptation.restorer_task import LossWeights
 from ufr_edge.errors import ConfigError
 from ufr_edge.files import atomic_file
 from ufr_edge.priors.sampler import SamplerConfig
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 POSITIONS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _AT = (0.0, 0.5, 1.0)
@@ -90,31 +93,69 @@ def dial(fidelity: float) -> DialSettings:
     )
 
 
+REAL = "prior_frechet_distance_to_real"
+"""The Frechet distance to real faces on the prior's own features, at equal counts for all that is compared."""
+
+_AXES: Mapping[str, str] = MappingProxyType(
+    {
+        "psnr_db": "PSNR to the truth, dB (plain RGB, no mean/std matching)",
+        "input_consistency_db": "agreement with the input at 1/8 of the size, dB",
+        "prior_feature_distance": "prior-feature distance to the truth (lower: nearer)",
+        REAL: "Frechet distance to real faces, prior features (lower: nearer)",
+        "high_frequency_energy": "fine detail (high-frequency energy)",
+    }
+)
+
+
 def curve_points(rows: Sequence[Mapping[str, Any]]) -> tuple[str, str, list[tuple[float, float, float]]]:
     """Return (name of x, name of y, (x, y, fidelity) of each row): fidelity against realism, by what was measured.
 
     Fidelity is PSNR where the truth is known, else agreement with the input; realism the prior-feature distance where
-    the truth is known, else fine detail (high-frequency energy).
+    the truth is known, else the Frechet distance to real faces where there are some, else fine detail (high-frequency
+    energy).
     """
-    known = all("psnr_db" in row for row in rows)
-    x = "prior_feature_distance" if known and "prior_feature_distance" in rows[0] else "high_frequency_energy"
-    y = "psnr_db" if known else "input_consistency_db"
+    x, y = curve_axes(rows)
     return x, y, [(row[x], row[y], row["fidelity"]) for row in rows]
 
 
-def curve_png(rows: Sequence[Mapping[str, Any]], path: Path | None = None) -> bytes:
-    """Draw the dial's curve as PNG, each position labelled; written to `path` as well where given."""
+def curve_axes(rows: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """The names of x and y."""
+    known = all("psnr_db" in row for row in rows)
+    measured = ("prior_feature_distance", REAL) if known else (REAL,)
+    x = next((name for name in measured if all(name in row for row in rows)), "high_frequency_energy")
+    return x, "psnr_db" if known else "input_consistency_db"
+
+
+def curve_png(
+    rows: Sequence[Mapping[str, Any]],
+    path: Path | None = None,
+    *,
+    marks: Mapping[str, Mapping[str, float]] = MappingProxyType({}),
+) -> bytes:
+    """Draw the dial's curve as PNG, each position labelled; written to `path` as well where given.
+
+    `marks`: figures by label of what is drawn as a point beside the curve, such as the adapted restorer.
+    """
     from matplotlib.figure import Figure
 
     x, y, points = curve_points(rows)
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot(1, 1, 1)
     axes.plot([p[0] for p in points], [p[1] for p in points], marker="o", color="#1f5fa8")
-    for px, py, fidelity in points:
-        axes.annotate(f"{fidelity:g}", (px, py), xytext=(5, 5), textcoords="offset points")
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.set_title("fidelity 0 to 1")
+    labelled = [*((px, py, f"{fidelity:g}") for px, py, fidelity in points)]
+    for label, found in marks.items():
+        if x in found and y in found:
+            axes.plot([found[x]], [found[y]], marker="s", linestyle="", color="#c0392b")
+            labelled.append((found[x], found[y], label))
+    for px, py, label in labelled:
+        axes.annotate(label, (px, py), xytext=(5, 5), textcoords="offset points")
+    axes.set_xlabel(_AXES[x])
+    axes.set_ylabel(_AXES[y])
+    axes.set_title("targets at fidelity 0 to 1")
+    return _written(figure, path)
+
+
+def _written(figure: Figure, path: Path | None) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     if path is not None:

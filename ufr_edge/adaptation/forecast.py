@@ -33,7 +33,8 @@ _LARGE = 8e9  # bytes free on a GPU from which 32 faces are sampled at once
 class Forecast:
     """Seconds: `per_target` of one face's target, `per_step` of training; of all there is to do, `targets` and `training`.
 
-    `choosing` is the most that choosing the sampler takes, 0 where it is given. `untimed`: why training is left out.
+    `choosing` is the most that choosing the sampler takes, 0 where it is given, `curve` what the dial's curve takes, 0
+    where it is not drawn. `untimed`: why training is left out.
     """
 
     per_target: float
@@ -41,20 +42,22 @@ class Forecast:
     targets: float
     training: float
     choosing: float = 0.0
+    curve: float = 0.0
     untimed: str = ""
 
     @property
     def total(self) -> float:
         """All of it, in seconds."""
-        return self.choosing + self.targets + self.training
+        return self.choosing + self.targets + self.training + self.curve
 
     def line(self) -> str:
         """The forecast in words."""
         choosing = f"up to {_duration(self.choosing)} to choose the sampler, " if self.choosing else ""
         training = self.untimed or f"{_duration(self.training)} of training ({self.per_step:.2g} s a step)"
         drawing = f"{_duration(self.targets)} of targets ({self.per_target:.2g} s each)"
+        curve = f", {_duration(self.curve)} of the dial's curve (--no-curve leaves it out)" if self.curve else ""
         total = f"about {_duration(self.total)} in all" + (" before it" if self.untimed else "")
-        return f"expected: {choosing}{drawing}, {training}; {total}"
+        return f"expected: {choosing}{drawing}, {training}{curve}; {total}"
 
 
 def for_machine(targets: TargetsConfig) -> TargetsConfig:
@@ -102,12 +105,15 @@ def forecast(
     steps: int,
     real: Path | None = None,
     processes: int = 1,
+    curve_calls: int = 0,
 ) -> Forecast:
     """Time a few calls and steps on faces uint8 (N, S, S, 3) of the folder `faces`; `wanted` targets, `steps` to do.
 
+    `curve_calls`: of the prior, for the dial's curve, which one process draws.
+
     With several `processes` training is not timed, which is said: one of them cannot step alone.
     """
-    per_call = time_call(targets, images) if wanted else 0.0
+    per_call = time_call(targets, images) if wanted or curve_calls else 0.0
     per_step = time_step(faces, training, real) if steps and processes == 1 else 0.0
     choosing, minutes = 0.0, training.loop.minutes
     if targets.auto and wanted:
@@ -119,6 +125,7 @@ def forecast(
         targets=per_target * wanted / processes,
         training=min(per_step * steps, minutes * 60 if minutes else per_step * steps),
         choosing=choosing,
+        curve=per_call * curve_calls,
         untimed=_untimed(steps, processes, minutes) if steps and processes > 1 else "",
     )
 

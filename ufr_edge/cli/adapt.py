@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -26,6 +28,8 @@ from ufr_edge.cli.targets import target_options, targets_from
 if TYPE_CHECKING:
     from ufr_edge.adaptation.adapt import AdaptConfig
 
+_DRAWING: Mapping[bool | None, str | None] = MappingProxyType({None: None, True: "always", False: "never"})
+
 
 @click.command("adapt")
 @click.option("-i", "--input", "faces", required=True, type=FOLDER, help="Low-quality faces of one camera; photographs are aligned.")
@@ -42,6 +46,7 @@ if TYPE_CHECKING:
 @training_options
 @licence_option
 @click.option("--no-align", is_flag=True, help="Take every picture as it is: aligned, none twice.")
+@click.option("--curve/--no-curve", default=None, help="Draw the dial's curve on 12 faces. [default: where it is quick]")
 @click.option("--overwrite", is_flag=True, help="Replace targets and training made with other settings.")
 @common_options
 def command(
@@ -55,6 +60,7 @@ def command(
     config_file: Path | None,
     accept_licence: bool,
     no_align: bool,
+    curve: bool | None,
     **given: Any,
 ) -> None:
     """Adapt a restorer to the low-quality faces of one camera, without ground truth.
@@ -69,7 +75,7 @@ def command(
     report = adapt(
         faces,
         out,
-        override(config, {"align": False if no_align else None}),
+        override(config, {"align": False if no_align else None, "curve": _DRAWING[curve]}),
         real=real,
         test_faces=test_faces,
         truth=truth,
