@@ -7,16 +7,12 @@ goes on wherever an earlier one was killed. What is installed changes last, in o
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib.util
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +22,6 @@ from ufr_edge.adaptation.earlier_cameras import CAMERAS, earlier_cameras, lineag
 from ufr_edge.adaptation.faces import load_faces
 from ufr_edge.adaptation.finetune import FinetuneConfig, finetune, load_pairs
 from ufr_edge.adaptation.loop import LoopConfig
-from ufr_edge.adaptation.qa import QaConfig
 from ufr_edge.adaptation.readapt_faces import (
     fit_faces,
     note_faces,
@@ -35,21 +30,19 @@ from ufr_edge.adaptation.readapt_faces import (
     split_people,
     take_faces,
 )
-from ufr_edge.adaptation.readapt_gate import Embeds, GateReport, Outputs, ReadaptLimits, judge
+from ufr_edge.adaptation.readapt_gate import Embeds, GateReport, Outputs, judge
+from ufr_edge.adaptation.readapt_job import PRIVATE, STATE, Job, ReadaptConfig, Tell, open_job
 from ufr_edge.adaptation.sources import degrading_source
 from ufr_edge.adaptation.targets import TargetsConfig, make_targets
 from ufr_edge.calibration.frames import CalibrationConfig
 from ufr_edge.calibration.gate import GateConfig
-from ufr_edge.config import to_json
-from ufr_edge.demo.scene import FACES as SHIPPED_FACES
 from ufr_edge.errors import BackendUnavailableError, ConfigError
 from ufr_edge.export.bundle_export import ExportOptions, export_bundle
 from ufr_edge.export.requests import EngineRequest
-from ufr_edge.export.stored_weights import bundle_weights
 from ufr_edge.export.tensorrt_export import module_name
-from ufr_edge.files import atomic_folder, disk_errors, read_json, sha256_file, write_json
+from ufr_edge.files import atomic_folder, read_json, sha256_file, write_json
 from ufr_edge.priors.sampler import LIGHT_TOUCH
-from ufr_edge.restorers.loading import find_restorer, load_any_restorer
+from ufr_edge.restorers.loading import load_any_restorer
 from ufr_edge.runtime.bundle import Bundle, open_bundle_engine, read_bundle
 from ufr_edge.runtime.faces.detect import Detects, FaceDetector
 from ufr_edge.runtime.faces_archive import unpack_faces
@@ -60,53 +53,10 @@ from ufr_edge.runtime.pipeline import infer_all
 from ufr_edge.runtime.versions import history, install_once
 
 Images = NDArray[np.uint8]
-Tell = Callable[[str], None]
-STATE = "readapt.json"
 GATE = "gate.json"
 LINEAGE = "lineage.json"
-_PRIVATE = 0o700
 _SKILL_FACES = 16
 _WAIT_S = 86_400.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReadaptConfig:
-    """Settings for few faces and a small machine.
-
-    replay: share of each batch that is clean faces degraded as in the first training, or as by the last 3 cameras of the
-    bundle's lineage, so that old skill is kept. calls: of the prior per target (`fast_steps`), of 100 in the full chain; the
-    figures of docs/quality.md were made with as many.
-    held_out: share of the people (tracks) kept out of training, for the gate; at most `most_held_out` faces.
-    least_faces, least_people: below which nothing is done. minutes: of training in one sitting. max_drop_db: of int8
-    engines. newest: take so many of the last faces by name, None: all. require_faces: refuse pictures in which no face
-    is found.
-    """
-
-    prior: str = "prior-256"
-    steps: int = 150
-    lr: float = 2e-4
-    batch: int = 8
-    replay: float = 0.25
-    calls: int = 20
-    minutes: float | None = None
-    save_every: int = 10
-    held_out: float = 0.2
-    most_held_out: int = 32
-    newest: int | None = None
-    least_faces: int = 24
-    least_people: int = 2
-    max_drop_db: float = 0.3
-    limits: ReadaptLimits = field(default_factory=ReadaptLimits)
-    qa: QaConfig = field(default_factory=QaConfig)
-    require_faces: bool = True
-    seed: int = 0
-    device: str = "auto"
-
-    def __post_init__(self) -> None:
-        """Raise ConfigError for what cannot be."""
-        if not 0 < self.held_out < 1 or self.most_held_out < 1 or self.least_people < 2:
-            msg = "Re-adaptation holds out a share above 0 and below 1, of 2 people or more."
-            raise ConfigError(msg)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,27 +68,6 @@ class ReadaptReport:
     installed: Path | None
     gate: GateReport
     notes: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Job:
-    """One re-adaptation. site: the folder of versions to install into, None for a single bundle."""
-
-    parent: Bundle
-    weights: Path
-    real: Path
-    work: Path
-    site: Path | None
-    config: ReadaptConfig
-    camera: str
-    run_id: str
-    show: bool
-    tell: Tell
-
-    @property
-    def bundle(self) -> Path:
-        """Where the new bundle is written."""
-        return self.work / f"{self.parent.manifest.name}.ufr"
 
 
 def readapt(
@@ -169,12 +98,22 @@ def readapt(
     `finetune`, `export_bundle`, `install_version`.
     """
     with file_lock(work / ".lock", timeout_s=_WAIT_S):  # a child that outlived its watcher may still be at it
-        job = _open_job(bundle, faces, work, config or ReadaptConfig(), weights, real, camera, show, tell)
+        job = open_job(
+            bundle,
+            faces,
+            work,
+            config or ReadaptConfig(),
+            weights=weights,
+            real=real,
+            camera=camera,
+            show=show,
+            tell=tell,
+        )
         return _run(job, faces, keep, detector, embed)
 
 
 def _run(
-    job: _Job, faces: Path, keep: int | None, detector: Detects | None, embed: Embeds | None
+    job: Job, faces: Path, keep: int | None, detector: Detects | None, embed: Embeds | None
 ) -> ReadaptReport:
     report_path = job.work / GATE
     notes: tuple[str, ...] = ()
@@ -197,72 +136,7 @@ def _run(
     return ReadaptReport(bundle=installed, installed=installed, gate=report, notes=notes)
 
 
-def _open_job(
-    bundle: Path,
-    faces: Path,
-    work: Path,
-    config: ReadaptConfig,
-    weights: str | Path | None,
-    real: Path | None,
-    camera: str,
-    show: bool,
-    tell: Tell,
-) -> _Job:
-    """Read the state of an earlier call, or begin one: which parent it started from is decided once."""
-    parent = read_bundle(bundle)
-    site = None if parent.path == bundle or bundle.is_file() else bundle
-    asked: dict[str, Any] = {"faces": str(faces.absolute()), "camera": camera, "config": to_json(config)}
-    asked = {**asked, "weights": None if weights is None else sha256_file(find_restorer(weights))}
-    state = _read_state(work, asked)
-    if state is None:
-        parent.check()
-        now = datetime.now(timezone.utc)
-        digest = hashlib.sha256(f"{parent.path} {faces} {now}".encode()).hexdigest()[:8]
-        state = {
-            "asked": asked,
-            "parent": str(parent.path),
-            "parent_sha256": sha256_file(parent.path / MANIFEST),
-            "run_id": f"{now:%Y%m%dT%H%M%S}-{digest}",
-        }
-        with disk_errors(work):
-            work.mkdir(parents=True, exist_ok=True)
-            work.chmod(_PRIVATE)
-        write_json(work / STATE, state)
-    elif Path(state["parent"]) != parent.path:
-        parent = read_bundle(Path(state["parent"]))
-    if sha256_file(parent.path / MANIFEST) != state["parent_sha256"]:
-        msg = f"{parent.path} is not the bundle that {work} was begun from. Choose another work folder."
-        raise ConfigError(msg)
-    return _Job(
-        parent=parent,
-        weights=bundle_weights(parent) if weights is None else find_restorer(weights),
-        real=SHIPPED_FACES / "clean" if real is None else real,
-        work=work,
-        site=site,
-        config=config,
-        camera=camera or parent.manifest.lineage.get("camera", ""),
-        run_id=str(state["run_id"]),
-        show=show,
-        tell=tell,
-    )
-
-
-def _read_state(work: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
-    if not (work / STATE).is_file():
-        if work.is_dir() and any(path for path in work.iterdir() if not path.name.startswith(".")):
-            msg = f"{work} holds files but no {STATE}. Choose another work folder."
-            raise ConfigError(msg)
-        return None
-    state: dict[str, Any] = read_json(work / STATE)
-    if state.get("asked") != asked:
-        msg = (
-            f"{work} holds a re-adaptation to other faces or with other settings. Choose another work folder."
-        )
-        raise ConfigError(msg)
-    return state
-
-
-def _split(job: _Job, faces: Path) -> Path:
+def _split(job: Job, faces: Path) -> Path:
     """Copy the faces of the camera into `work`/split/train and /held-out; no person is in both."""
     target = job.work / "split"
     if target.is_dir():
@@ -273,7 +147,7 @@ def _split(job: _Job, faces: Path) -> Path:
             unpack_faces(packed, faces)
     config, side = job.config, job.parent.manifest.restorer.side
     with atomic_folder(target) as folder:
-        folder.chmod(_PRIVATE)
+        folder.chmod(PRIVATE)
         seen = folder / "seen"
         taken = take_faces(faces, seen, config.newest)
         fit, unfit = fit_faces(seen, side) if taken else ([], Counter())
@@ -294,38 +168,47 @@ def _split(job: _Job, faces: Path) -> Path:
     return target
 
 
-def _train(job: _Job, split: Path) -> Path:
+def _train(job: Job, split: Path) -> Path:
     """Targets, then fine-tuning from the parent's weights; returns the run folder."""
-    config, run = job.config, job.work / "run"
-    start = str(job.weights)
+    faces, targets, run = split / "train", job.work / "targets", job.work / "run"
     job.tell("drawing targets")
-    sampler = dataclasses.replace(LIGHT_TOUCH, fast_steps=config.calls)
-    targets = TargetsConfig(
-        restorer=start,
+    make_targets(faces, targets, _targets_config(job), show=job.show)
+    settings = _finetune_config(job)
+    job.tell("fine-tuning")
+    finetune(faces, targets, run, settings, real=job.real, cameras=_cameras(job), show=job.show)
+    return run
+
+
+def _targets_config(job: Job) -> TargetsConfig:
+    config = job.config
+    return TargetsConfig(
+        restorer=str(job.weights),
         prior=config.prior,
-        sampler=sampler,
+        sampler=dataclasses.replace(LIGHT_TOUCH, fast_steps=config.calls),
         qa=config.qa,
         batch=config.batch,
         seed=config.seed,
         device=config.device,
     )
-    make_targets(split / "train", job.work / "targets", targets, show=job.show)
-    settings = FinetuneConfig(restorer=start, prior=config.prior, batch=config.batch, replay=config.replay)
-    training = dataclasses.replace(
-        settings.training, steps=config.steps, lr=config.lr, lr_end=min(config.lr, settings.training.lr_end)
-    )
-    loop = LoopConfig(save_every=config.save_every, evaluate_every=config.steps, minutes=config.minutes)
-    settings = dataclasses.replace(
-        settings, training=training, loop=loop, seed=config.seed, device=config.device
-    )
-    job.tell("fine-tuning")
-    cameras = _cameras(job)
-    targets_of = job.work / "targets"
-    finetune(split / "train", targets_of, run, settings, real=job.real, cameras=cameras, show=job.show)
-    return run
 
 
-def _export(job: _Job, run: Path, split: Path) -> tuple[str, ...]:
+def _finetune_config(job: Job) -> FinetuneConfig:
+    config = job.config
+    settings = FinetuneConfig(
+        restorer=str(job.weights),
+        prior=config.prior,
+        batch=config.batch,
+        replay=config.replay,
+        loop=LoopConfig(save_every=config.save_every, evaluate_every=config.steps, minutes=config.minutes),
+        seed=config.seed,
+        device=config.device,
+    )
+    lr_end = min(config.lr, settings.training.lr_end)
+    training = dataclasses.replace(settings.training, steps=config.steps, lr=config.lr, lr_end=lr_end)
+    return dataclasses.replace(settings, training=training)
+
+
+def _export(job: Job, run: Path, split: Path) -> tuple[str, ...]:
     """The new bundle, with the engines of the old one that can be built here; returns what was left out."""
     requests, notes = _requests(job.parent)
     if job.bundle.is_dir():
@@ -357,11 +240,11 @@ def _export(job: _Job, run: Path, split: Path) -> tuple[str, ...]:
     return notes
 
 
-def _cameras(job: _Job) -> tuple[CameraModel, ...]:
+def _cameras(job: Job) -> tuple[CameraModel, ...]:
     return earlier_cameras(job.parent, job.real, job.work, seed=job.config.seed)
 
 
-def _own_camera(job: _Job, split: Path) -> CameraModel:
+def _own_camera(job: Job, split: Path) -> CameraModel:
     """The camera as its faces show it, for those who come after."""
     side = job.parent.manifest.restorer.side
     pairs = load_pairs(split / "train", job.work / "targets", side, minimum=1)
@@ -383,7 +266,7 @@ def _requests(parent: Bundle) -> tuple[tuple[EngineRequest, ...], tuple[str, ...
     return tuple(dict.fromkeys(requests)), tuple(notes)
 
 
-def _judge(job: _Job, split: Path, detector: Detects | None, embed: Embeds | None) -> GateReport:
+def _judge(job: Job, split: Path, detector: Detects | None, embed: Embeds | None) -> GateReport:
     side = job.parent.manifest.restorer.side
     lq = load_faces(split / "held-out", side, minimum=1, show=False).images
     clean = load_faces(job.real, side, minimum=1, show=False)
@@ -415,7 +298,7 @@ def _judge(job: _Job, split: Path, detector: Detects | None, embed: Embeds | Non
         )
 
 
-def _install(job: _Job, site: Path, keep: int | None) -> Path:
+def _install(job: Job, site: Path, keep: int | None) -> Path:
     """Make it the current version, unless an earlier call did: it may have been left again since."""
     record = job.work / LINEAGE
     if not record.is_file():
@@ -430,3 +313,6 @@ def _install(job: _Job, site: Path, keep: int | None) -> Path:
             return version.path
     msg = f"What {job.work} made is no longer among the versions of {site}. Choose another work folder."
     raise ConfigError(msg)
+
+
+__all__ = ["GATE", "LINEAGE", "STATE", "ReadaptConfig", "ReadaptReport", "Tell", "readapt"]
