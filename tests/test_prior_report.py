@@ -27,7 +27,13 @@ from ufr_edge.adaptation.prior_figures import (
     target_figures,
     unconditional,
 )
-from ufr_edge.adaptation.prior_pages import epsilon_table, frechet_table, identity_table, target_table
+from ufr_edge.adaptation.prior_pages import (
+    epsilon_table,
+    frechet_note,
+    frechet_table,
+    identity_table,
+    target_table,
+)
 from ufr_edge.adaptation.prior_report import PriorReportConfig, report_prior
 from ufr_edge.adaptation.training import to_tensor
 from ufr_edge.cli import main
@@ -140,7 +146,15 @@ def test_frechet_needs_equal_counts() -> None:
     assert frechet_figures({"x": faces}, faces, features)["x"] == pytest.approx(0, abs=1e-6)
     with pytest.raises(ShapeError, match="x has 3 faces, the others 4"):
         frechet_figures({"x": faces[:3]}, faces, features)
-    assert frechet_table({"count": 0})[1] == []
+
+
+def test_frechet_distances_of_few_faces_are_not_told() -> None:
+    figures = {"samples": 3.0, "resampled": 2.0, "floor": 1.0}
+    for count in (0, 63):
+        assert frechet_table({"count": count, **figures})[1] == []
+        assert f"need 64 faces a set and as many others (--count), here there were {count}." in frechet_note({"count": count})
+    assert [row[1] for row in frechet_table({"count": 64, **figures})[1]] == ["3.0000", "2.0000", "1.0000"]
+    assert "64 faces a set: no FID" in frechet_note({"count": 64})
 
 
 def test_samples_from_noise_depend_on_their_seed_alone() -> None:
@@ -171,7 +185,7 @@ def test_a_report_has_every_part_and_is_taken_over_the_second_time(place: tuple[
     assert (set(second.figures), second.reused) == ({"epsilon", "identity", "targets", "frechet"}, 3)
     assert set(second.figures["targets"]) == {"paper", "light"}
     assert all(path.read_bytes() == data for path, data in before.items() if path.name != "epsilon.png")
-    assert second.figures["frechet"]["count"] == 4
+    assert second.figures["frechet"] == {"count": 4}
     record = read_json(out / "report.json")
     assert record["figures"] == json.loads(json.dumps(second.figures))
     assert str(tmp_path) not in (out / "report.json").read_text(encoding="utf-8")
@@ -180,6 +194,7 @@ def test_a_report_has_every_part_and_is_taken_over_the_second_time(place: tuple[
     for name in ("epsilon.png", "resampled.jpg", "targets-paper.jpg", "targets-light.jpg", "samples.jpg"):
         assert name in page
         assert (out / name).is_file()
+    assert "No Fréchet distances" in page and "(the floor)" not in page
 
 
 def test_a_stopped_report_goes_on_with_the_missing_faces(place: tuple[str, Path, str], tmp_path: Path) -> None:

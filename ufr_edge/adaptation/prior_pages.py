@@ -16,6 +16,9 @@ LOWEST_PSNR_CHANGE = -0.3
 DETAIL_WITHIN = 0.2
 """Share by which a target's fine detail may differ from that of clean faces."""
 
+FRECHET_FACES = 64
+"""Faces a set below which a Fréchet distance tells nothing: with 16, clean faces lie further apart than resampled ones."""
+
 Row = Sequence[str]
 
 
@@ -50,9 +53,8 @@ def prior_markdown(record: Mapping[str, Any]) -> str:
         made = f"{config['restorer']} on {config['degrade']}"
         said = f"The output of {made}, passed through the sampler{calls} (detail: share of that of the clean faces):"
         parts += [said, markdown_table(*target_table(figures["targets"]))]
-    if "samples" in figures["frechet"]:
-        said = f"Fréchet distances on the prior's own features, {figures['frechet']['count']:.0f} faces a set (no FID):"
-        parts += [said, markdown_table(*frechet_table(figures["frechet"]))]
+    head, rows = frechet_table(figures["frechet"])
+    parts += [frechet_note(figures["frechet"]), *([markdown_table(head, rows)] if rows else [])]
     return "\n\n".join(parts)
 
 
@@ -117,10 +119,24 @@ def target_table(figures: Mapping[str, Mapping[str, float]]) -> tuple[list[str],
 
 
 def frechet_table(figures: Mapping[str, float]) -> tuple[list[str], list[list[str]]]:
-    """Return (head, rows) of the Fréchet distances; no rows when there were too few faces."""
+    """Return (head, rows) of the Fréchet distances; no rows with fewer than FRECHET_FACES faces a set."""
     named = (("unconditional samples", "samples"), ("resampled faces", "resampled"), ("clean faces (the floor)", "floor"))
-    rows = [[label, f"{figures[key]:.4f}"] for label, key in named if key in figures]
+    enough = figures["count"] >= FRECHET_FACES
+    rows = [[label, f"{figures[key]:.4f}"] for label, key in named if enough and key in figures]
     return ["against as many other held-out faces", "Fréchet distance"], rows
+
+
+def frechet_note(figures: Mapping[str, float]) -> str:
+    """Say what the Fréchet distances are on, or why there are none."""
+    if figures["count"] >= FRECHET_FACES:
+        return (
+            f"Fréchet distances on the prior's own pooled features, {figures['count']:.0f} faces a set: no FID, and "
+            "comparable at this count and on this prior's features only."
+        )
+    return (
+        f"No Fréchet distances: they need {FRECHET_FACES} faces a set and as many others (--count), "
+        f"here there were {figures['count']:.0f}."
+    )
 
 
 def kept(holds: bool) -> str:
@@ -156,14 +172,8 @@ def _targets(figures: Mapping[str, Mapping[str, float]], config: Mapping[str, An
 
 def _samples(figures: Mapping[str, float]) -> list[Section]:
     head, rows = frechet_table(figures)
-    text = (
-        f"On the prior's own pooled features, {figures['count']:.0f} faces a set: no FID, and comparable at this count "
-        "and on this prior's features only."
-        if rows
-        else "No Fréchet distance: it needs more held-out faces than are shown here. Lower --count."
-    )
     drawn = "The whole chain from noise; the levels above those it was trained on are extrapolated."
     return [
         Section(title="Unconditional samples", text=drawn, picture="samples.jpg"),
-        Section(title="Distances between sets", text=text, head=head, rows=rows),
+        Section(title="Distances between sets", text=frechet_note(figures), head=head, rows=rows),
     ]

@@ -26,7 +26,7 @@ from ufr_edge.adaptation.prior_figures import (
     target_figures,
     unconditional,
 )
-from ufr_edge.adaptation.prior_pages import write_pages
+from ufr_edge.adaptation.prior_pages import FRECHET_FACES, write_pages
 from ufr_edge.adaptation.restorer_task import restore_batch
 from ufr_edge.adaptation.targets import image_seed, sample_batch, target_name
 from ufr_edge.adaptation.training import pick_device, place, resolve_precision
@@ -283,10 +283,10 @@ class _Work:
         return self.stack("samples", make)
 
     def frechet(self) -> Figures:
-        """Unconditional samples, and how far each set lies from other held-out faces."""
+        """Unconditional samples, and how far each set lies from other held-out faces, where those are enough."""
         self.sheet("samples", {"": self.samples})
         count = len(self.others)
-        if count < 2:
+        if count < FRECHET_FACES:
             return {"count": count}
         stacks = {"samples": self.samples, "resampled": self.resampled, "floor": self.faces.images}
         equal = {name: stack[:count] for name, stack in stacks.items()}
