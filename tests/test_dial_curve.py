@@ -113,9 +113,14 @@ def test_it_goes_on_from_the_positions_that_are_there(
     assert drawn.count(4) == 2 and read_json(out / "dial.json") != before
 
 
-def test_with_truth_fidelity_is_psnr(faces: Path, config: AdaptConfig, tmp_path: Path) -> None:
+def test_with_truth_fidelity_is_psnr_and_statement_20_is_kept(
+    faces: Path, config: AdaptConfig, tmp_path: Path
+) -> None:
+    """Statement 20: adapt's report says that nothing was matched, and the Frechet distance's count and reference."""
     test = write_faces(tmp_path / "test", make_faces(3, seed=2))
-    adapt(faces, tmp_path / "run", config, test_faces=test, truth=test, show=False)
+    page = adapt(faces, tmp_path / "run", config, test_faces=test, truth=test, show=False).report.read_text()
+    assert "Measured on 3 faces" in page and "no mean/std matching" in page
+    assert "prior_frechet_distance" in page and "from these 3 faces to their 3 clean versions" in page
     curve = read_json(tmp_path / "run" / "dial.json")
     assert curve_axes(curve["rows"]) == ("prior_feature_distance", "psnr_db") and curve["faces"] == 3
     kept = {key: row[key] for row in curve["rows"][:1] for key in ("fidelity", "psnr_db", "high_frequency_energy")}

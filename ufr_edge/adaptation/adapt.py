@@ -236,6 +236,7 @@ def _measure_and_report(
         made,
         _curve(job, made, CurveFaces(lq=lq, truth=truth), restored, features, show=show),
         logged=LOGGED,
+        count=len(lq),
         known=truth is not None,
         unseen=job.test_faces is not None,
     )

@@ -41,20 +41,20 @@ def write_adapt_report(
     curve: Section,
     *,
     logged: Sequence[str],
+    count: int,
     known: bool,
     unseen: bool,
 ) -> None:
     """Write `out`/report.html and the strips beside it.
 
-    `curve`: the dial's. `known`: measured against the truth; `unseen`: on other faces.
+    `curve`: the dial's. `count`: of the faces measured. `known`: against the truth; `unseen`: on other faces.
     """
     write_image(out / "strip-training.jpg", strip(pictures.training))
     write_image(out / "strip-held-out.jpg", strip(pictures.measured))
     head, rows = figures_table(figures)
     measured = "Faces kept out of training" if unseen else "Faces measured on (the training faces: no --test)"
-    how = "against the known truth" if known else "without ground truth: there is none"
     sections = [
-        Section(title="Figures", text=f"Measured on faces of this camera, {how}.", head=head, rows=rows),
+        Section(title="Figures", text=_measured_on(count, known=known), head=head, rows=rows),
         Section(title=measured, picture=picture_uri(strip(pictures.measured))),
         Section(
             title="Training faces and their pseudo targets", picture=picture_uri(strip(pictures.training))
@@ -65,6 +65,17 @@ def write_adapt_report(
     ]
     lead = "A restorer adapted to one camera, from its unlabelled faces alone."
     write_report(out / "report.html", title="Adaptation report", lead=lead, sections=sections)
+
+
+def _measured_on(count: int, *, known: bool) -> str:
+    """On what the figures are, and what they are (paper.md section 13, statement 20)."""
+    if not known:
+        return f"Measured on {count} faces of this camera, without ground truth: there is none."
+    return (
+        f"Measured on {count} faces of this camera, against the known truth. PSNR and SSIM are plain: RGB, no border cut "
+        f"off, no mean/std matching. The Frechet distance is on the prior's own features (it is not FID), from these "
+        f"{count} faces to their {count} clean versions: compare it at equal counts only."
+    )
 
 
 def target_sections(made: TargetsReport, shown: Mapping[str, Images]) -> list[Section]:

@@ -98,7 +98,7 @@ REAL = "prior_frechet_distance_to_real"
 
 _AXES: Mapping[str, str] = MappingProxyType(
     {
-        "psnr_db": "PSNR to the truth, dB (plain RGB, no mean/std matching)",
+        "psnr_db": "PSNR to the truth, dB",
         "input_consistency_db": "agreement with the input at 1/8 of the size, dB",
         "prior_feature_distance": "prior-feature distance to the truth (lower: nearer)",
         REAL: "Frechet distance to real faces, prior features (lower: nearer)",
@@ -142,13 +142,13 @@ def curve_png(
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot(1, 1, 1)
     axes.plot([p[0] for p in points], [p[1] for p in points], marker="o", color="#1f5fa8")
-    labelled = [*((px, py, f"{fidelity:g}") for px, py, fidelity in points)]
+    labelled = [(px, py, f"{fidelity:g}", 5) for px, py, fidelity in points]
     for label, found in marks.items():
         if x in found and y in found:
             axes.plot([found[x]], [found[y]], marker="s", linestyle="", color="#c0392b")
-            labelled.append((found[x], found[y], label))
-    for px, py, label in labelled:
-        axes.annotate(label, (px, py), xytext=(5, 5), textcoords="offset points")
+            labelled.append((found[x], found[y], label, -12))
+    for px, py, label, up in labelled:
+        axes.annotate(label, (px, py), xytext=(5, up), textcoords="offset points")
     axes.set_xlabel(_AXES[x])
     axes.set_ylabel(_AXES[y])
     axes.set_title("targets at fidelity 0 to 1")
