@@ -70,13 +70,18 @@ def counted(name: str, folder: Path) -> dict[str, Any]:
     }
 
 
+def trained_seconds(log: Sequence[Mapping[str, Any]]) -> float:
+    """Seconds a training ran by its log, without pauses."""
+    times = [entry["time"] for entry in log if "time" in entry]
+    return float(sum(b - a for a, b in itertools.pairwise(times) if 0 <= b - a < PAUSE))
+
+
 def trained(args: argparse.Namespace) -> dict[str, Any]:
     """What was said on the command line about the training, or read from its log."""
     said = {key: getattr(args, key) for key in ("steps", "hours", "hardware", "recipe", "summary")}
     if args.run and (log := read_log(args.run)):
-        times = [entry["time"] for entry in log if "time" in entry]
-        seconds = sum(b - a for a, b in itertools.pairwise(times) if 0 <= b - a < PAUSE)
-        said = {**said, "steps": said["steps"] or log[-1]["step"], "hours": said["hours"] or seconds / 3600}
+        hours = said["hours"] or trained_seconds(log) / 3600
+        said = {**said, "steps": said["steps"] or log[-1]["step"], "hours": hours}
     return {key: value for key, value in said.items() if value is not None}
 
 

@@ -1,9 +1,10 @@
 """Measure the shipped weights and write docs/quality.md, each table under the command that gave it.
 
-    python benchmarks/quality.py --faces VAL -o runs/quality [--adaptation runs/adaptation]
+    python benchmarks/quality.py --faces VAL -o runs/quality [--adaptation runs/adaptation ...]
 
 VAL: held-out clean aligned faces. runs/adaptation: what benchmarks/adaptation.py measured, to be taken in. What lies in
-the output folder is not measured again; give --overwrite for that.
+the output folder is not measured again, whatever the options; give --overwrite for that. The document shows above each
+table the command that measured it (kept in index.json), and at its top the one that wrote it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from adapted_tables import adaptation_sections, comparison, shown_folder
+
 from ufr_edge import __version__
 from ufr_edge.adaptation.prior_pages import DETAIL_WITHIN, LOWEST_PSNR_CHANGE, kept, prior_markdown
 from ufr_edge.files import atomic_file, read_json, write_json
@@ -28,6 +31,8 @@ CLASSIC = ("classic", "classic-light", "classic-heavy")
 CAMERAS = ("raw-iso1500-x4", "raw-iso3000-x4", "codec-motion", "defocus")
 UNSEEN = "raw-iso3000-x4"
 INDEX = "index.json"
+DOC = Path("docs/quality.md")
+COUNT = 64
 BUDGET_MB = 40
 COMPARED = MappingProxyType(
     {
@@ -52,7 +57,7 @@ class Job:
 
     def shown(self, folder: Path) -> list[str]:
         """The commands as the document prints them, without this machine's folders."""
-        out = folder.name if folder.is_absolute() else str(folder)
+        out = shown_folder(folder)
         return [
             shlex.join(["ufr-edge", *(word.replace("OUT", out) for word in words)]) for words in self.commands
         ]
@@ -116,10 +121,10 @@ def plan(args: argparse.Namespace) -> list[Job]:
     return jobs
 
 
-def run(job: Job, args: argparse.Namespace) -> None:
-    """Run a job's commands unless its result lies there. Ends the program when one fails."""
+def run(job: Job, args: argparse.Namespace) -> bool:
+    """Run a job's commands unless its result lies there; whether they ran. Ends the program when one fails."""
     if (args.out / job.result).exists() and not args.overwrite:
-        return
+        return False
     folders = {"VAL": args.faces}
     for words in job.commands:
         # Ours to replace: an earlier run may have stopped halfway. A prior report goes on where it stopped.
@@ -129,21 +134,41 @@ def run(job: Job, args: argparse.Namespace) -> None:
         status = subprocess.run([sys.executable, "-m", "ufr_edge", *real, *again], check=False).returncode
         if status:
             sys.exit(f"stopped: that command ended with code {status}. Run this again to go on.")
+    return True
+
+
+def own_command(args: argparse.Namespace) -> str:
+    """The command that writes the document, without this machine's folders and what only says when to measure."""
+    words = ["python", "benchmarks/quality.py", "--faces", "VAL", "-o", shown_folder(args.out)]
+    usual = {"restorer": None, "count": COUNT, "fast_steps": None}
+    for name, value in usual.items():
+        if (given := getattr(args, name)) != value:
+            words += [f"--{name.replace('_', '-')}", Path(given).name if name == "restorer" else str(given)]
+    if args.doc != DOC:
+        words += ["--doc", args.doc.name]
+    for name in ("adaptation", *COMPARED):
+        if folders := getattr(args, name):
+            words += [f"--{name}", *map(shown_folder, folders)]
+    return shlex.join(words)
 
 
 def render(
     jobs: Sequence[Job],
     out: Path,
+    command: str,
+    *,
+    commands: Mapping[str, Sequence[str]] = MappingProxyType({}),
     adapted: Sequence[Path] = (),
     compared: Mapping[str, Sequence[Path]] = MappingProxyType({}),
 ) -> str:
-    """The document, from the JSON files alone, and the tables that benchmarks/adaptation.py wrote into `adapted`.
+    """The document, from JSON files alone.
 
-    compared: under a title, folders of benchmarks/adaptation.py that differ in one setting; one table each.
+    command: the one that writes it; commands: those that measured a job, by its name, where they are not its present
+    ones. adapted: folders of benchmarks/adaptation.py; compared: the same under a title, one table each.
     """
     results = {job.name: read_json(out / job.result) for job in jobs}
     lead = (
-        f"ufr-edge {__version__}. Written by `python benchmarks/quality.py --faces VAL -o {out.name if out.is_absolute() else out}`; no figure is typed by "
+        f"ufr-edge {__version__}. Written by `{command}`; no figure is typed by "
         "hand. VAL are held-out clean faces of other people than those of training. The commands leave sheets of 64 "
         "faces beside their JSON. What the figures mean, and what they do not, is said above each table. PSNR rewards "
         "blur: look at the sheets too."
@@ -155,45 +180,24 @@ def render(
         markdown_table(["asked", "is", ""], asked(results)),
     ]
     for job in jobs:
-        parts += [f"## {job.title}", *section(job, results[job.name], out)]
-    for folder in adapted:
-        restorer = read_json(folder / "adaptation.json")["restorer"]
-        text = (folder / "adaptation.md").read_text(encoding="utf-8").strip("\n")
-        parts += [f"## Adapting {restorer} to cameras training has not seen, without ground truth", text]
+        parts += [f"## {job.title}", *section(commands.get(job.name, job.shown(out)), results[job.name])]
+    parts += adaptation_sections(adapted)
     for title, folders in compared.items():
         if folders:
             parts += [f"## {title}", *comparison(folders)]
     return "\n\n".join(parts) + "\n"
 
 
-def comparison(folders: Sequence[Path]) -> list[str]:
-    """Runs of benchmarks/adaptation.py under other settings, a row for each camera and seed."""
-    rows, commands = [], []
-    for result in (read_json(folder / "adaptation.json") for folder in folders):
-        commands.append(result["command"])
-        for cell in result["cells"]:
-            base, adapted = cell["figures"]["base"], cell["figures"]["adapted"]
-            named = [cell["camera"], str(cell["seed"]), str(cell["faces"]), str(cell["calls_per_target"])]
-            columns = ("prior_feature_distance", "prior_frechet_distance")
-            changes = [f"{base[name]:.4g} → {adapted[name]:.4g}" for name in columns]
-            psnr = f"{adapted['psnr_db'] - base['psnr_db']:+.2f}"
-            classic = f"{cell['classic']['adapted']['psnr_db'] - cell['classic']['base']['psnr_db']:+.2f}"
-            rows.append([*named, f"{result['camera_pairs']:g}", *changes, psnr, classic])
-    head = ["camera", "seed", "faces", "calls a target", "share of camera pairs"]
-    head += ["feature distance", "feature Fréchet", "PSNR, dB", "classic, dB"]
-    return ["\n".join(command_block(line) for line in commands), markdown_table(head, rows)]
-
-
-def section(job: Job, result: Mapping[str, Any], out: Path) -> list[str]:
-    """One job's tables under its commands."""
+def section(commands: Sequence[str], result: Mapping[str, Any]) -> list[str]:
+    """One job's tables under the commands that made them."""
     if result.get("kind") == "prior-report":
-        return [prior_markdown({**result, "command": job.shown(out)[0]})]
+        return [prior_markdown({**result, "command": commands[0]})]
     tables = [
         part
         for preset, columns in in_order(result).items()
         for part in (f"**{preset}**", eval_table(columns))
     ]
-    return ["\n".join(command_block(line) for line in job.shown(out)), settings_line(result), *tables]
+    return ["\n".join(command_block(line) for line in commands), settings_line(result), *tables]
 
 
 def asked(results: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
@@ -239,9 +243,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         about = f"the same, for the table: {title}"
         parser.add_argument(f"--{name}", type=Path, nargs="*", default=[], help=about)
     parser.add_argument("-o", "--output", dest="out", type=Path, default=Path("runs/quality"))
-    parser.add_argument("--doc", type=Path, default=Path("docs/quality.md"))
+    parser.add_argument("--doc", type=Path, default=DOC)
     parser.add_argument("--restorer", help="for the prior reports [edge-m-256]")
-    parser.add_argument("--count", type=int, default=64, help="faces of a prior report")
+    parser.add_argument("--count", type=int, default=COUNT, help="faces of a prior report")
     parser.add_argument("--fast-steps", type=int, help="calls of the prior per face in place of all")
     parser.add_argument(
         "--only",
@@ -252,21 +256,39 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def measure(planned: Sequence[Job], args: argparse.Namespace) -> dict[str, list[str]]:
+    """Run what is asked for and not there; return the commands that made each result, kept in the index after each."""
+    path = args.out / INDEX
+    made = {job["name"]: job["commands"] for job in read_json(path)} if path.is_file() else {}
+    for job in planned:
+        if (not args.only or job.name in args.only) and run(job, args):
+            made[job.name] = job.shown(args.out)
+        elif made.get(job.name, job.shown(args.out)) != job.shown(args.out):
+            print(
+                f"{job.name}: kept as it was measured before, with other options. To measure it again: --overwrite"
+            )
+        there = [job for job in planned if (args.out / job.result).exists()]
+        write_json(path, [index_entry(job, made.setdefault(job.name, job.shown(args.out))) for job in there])
+    return made
+
+
+def index_entry(job: Job, commands: Sequence[str]) -> dict[str, Any]:
+    """As benchmarks/cards.py reads it."""
+    return {"name": job.name, "title": job.title, "commands": list(commands), "result": job.result}
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, then write the document."""
     args = parse(argv)
     planned = plan(args)
-    for job in planned:
-        if not args.only or job.name in args.only:
-            run(job, args)
+    made = measure(planned, args)
     jobs = [job for job in planned if (args.out / job.result).exists()]
-    index = [
-        {"name": j.name, "title": j.title, "commands": j.shown(args.out), "result": j.result} for j in jobs
-    ]
-    write_json(args.out / INDEX, index)
+    compared = {title: getattr(args, name) for name, title in COMPARED.items()}
+    text = render(
+        jobs, args.out, own_command(args), commands=made, adapted=args.adaptation, compared=compared
+    )
     with atomic_file(args.doc) as beside:
-        compared = {title: getattr(args, name) for name, title in COMPARED.items()}
-        beside.write_text(render(jobs, args.out, args.adaptation, compared), encoding="utf-8")
+        beside.write_text(text, encoding="utf-8")
     print(f"{args.doc}")
 
 

@@ -181,7 +181,7 @@ def test_the_quality_document_is_made_of_the_reports_alone(tmp_path: Path) -> No
     (tmp_path / "p").mkdir()
     (tmp_path / "classic.json").write_text(json.dumps(report("edge-a", preset="classic-light")), encoding="utf-8")
     (tmp_path / "p" / "report.json").write_text(json.dumps(prior_report("p")), encoding="utf-8")
-    text = quality.render(jobs, tmp_path)
+    text = quality.render(jobs, tmp_path, "python quality.py")
     command = "    ufr-edge eval --truth VAL --degrade classic-light --seed 0 --restorer edge-a --prior prior-256"
     assert f"{command} -o {tmp_path.name}/classic.json" in text
     assert str(tmp_path) not in text
