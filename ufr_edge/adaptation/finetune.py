@@ -37,7 +37,13 @@ from ufr_edge.adaptation.workers import Workers
 from ufr_edge.config import to_json
 from ufr_edge.errors import ConfigError, InputFileError
 from ufr_edge.files import sha256_file, write_json
-from ufr_edge.restorers.loading import WEIGHTS_NAME, AnyModel, load_any_restorer, save_any_restorer
+from ufr_edge.restorers.loading import (
+    WEIGHTS_NAME,
+    AnyModel,
+    AnyRestorer,
+    load_any_restorer,
+    save_any_restorer,
+)
 
 Images = NDArray[np.uint8]
 
@@ -132,13 +138,10 @@ def finetune(
         check_origin(out, kind=task_kind(config), origin=origin, overwrite=overwrite)
     clean = load_real(real, start.side, show=show and workers.main) if real and needs_real(config) else None
     camera = estimate_camera(pairs.lq, pairs.truth, seed=config.seed) if config.camera_pairs > 0 else None
-    keeping = config.replay > 0 and config.replay_target == "before"
-    before = restoring(start.model, workers.device) if keeping else None
-    say = tell if tell and workers.main else _silent
-    for line in (*pairs.lines, *(real_lines(real, clean) if real and clean else ())):
-        say(line)
-    extras = _extras(clean, pairs, camera, config, before, cameras)
-    source = mixed_pairs(pair_source(pairs, config), extras, config.batch)
+    if tell and workers.main:
+        for line in (*pairs.lines, *(real_lines(real, clean) if real and clean else ())):
+            tell(line)
+    source = _batches(start.model, pairs, clean, camera, config, cameras, workers.device)
     task = build_task(start.model, source, clean, config, held_out=held_out, run=out, workers=workers)
     steps = run_loop(
         task,
@@ -150,13 +153,17 @@ def finetune(
         show=show,
     )
     path = out / WEIGHTS_NAME
-    meta = {"steps": str(steps), "parent_sha256": sha256_file(start.path), "pairs": str(len(pairs.lq))}
-    meta |= {name: start.meta[name] for name in ("weights_licence",) if name in start.meta}
-    meta |= lineage(config, targets)
+    meta = {"steps": str(steps), "pairs": str(len(pairs.lq))} | _origin_meta(start) | lineage(config, targets)
     if workers.main:
         save_any_restorer(task.result, path, arch=start.arch, side=start.side, meta=meta)
     workers.wait()
     return path
+
+
+def _origin_meta(start: AnyRestorer) -> dict[str, str]:
+    """What the weights keep of those that training started from."""
+    kept = {name: start.meta[name] for name in ("weights_licence",) if name in start.meta}
+    return {"parent_sha256": sha256_file(start.path), **kept}
 
 
 def _write_settings(out: Path, config: FinetuneConfig, camera: CameraEstimate | None) -> None:
@@ -215,10 +222,6 @@ def pair_lines(
     return (*said, *skipped_lines(faces, lq.skipped), *skipped_lines(targets, goal.skipped))
 
 
-def _silent(_: str) -> None:
-    return None
-
-
 def pair_source(pairs: Pairs, config: FinetuneConfig) -> PairSource:
     """Return (step, rows) -> (low-quality, target), without repeats inside a batch, fixed by (seed, step)."""
     share = None if pairs.weights is None else pairs.weights / pairs.weights.sum()
@@ -232,6 +235,22 @@ def pair_source(pairs: Pairs, config: FinetuneConfig) -> PairSource:
         return lq, goal
 
     return draw
+
+
+def _batches(
+    model: AnyModel,
+    pairs: Pairs,
+    clean: FaceSet | None,
+    camera: CameraEstimate | None,
+    config: FinetuneConfig,
+    cameras: Sequence[CameraModel],
+    device: torch.device,
+) -> PairSource:
+    """The pairs of each step, with those that keep what `model` could before it is trained."""
+    keeping = config.replay > 0 and config.replay_target == "before"
+    before = restoring(model, device) if keeping else None
+    extras = _extras(clean, pairs, camera, config, before, cameras)
+    return mixed_pairs(pair_source(pairs, config), extras, config.batch)
 
 
 def _extras(
