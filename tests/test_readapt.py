@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from training_fakes import SIDE, make_faces, save_small_prior, save_small_restorer, write_faces
 
 from ufr_edge.adaptation import readapt as module
+from ufr_edge.adaptation.camera_pairs import CameraModel
 from ufr_edge.adaptation.qa import QaConfig
 from ufr_edge.adaptation.readapt import ReadaptConfig, readapt
 from ufr_edge.adaptation.readapt_faces import fit_faces, split_people, take_faces
@@ -22,7 +23,7 @@ from ufr_edge.errors import ConfigError, GateFailedError, InputFileError
 from ufr_edge.export.bundle_export import ExportOptions, export_bundle
 from ufr_edge.export.requests import EngineRequest
 from ufr_edge.export.stored_weights import bundle_weights
-from ufr_edge.files import sha256_file
+from ufr_edge.files import read_json, sha256_file, write_json
 from ufr_edge.restorers.loading import load_any_restorer
 from ufr_edge.runtime.bundle import read_bundle
 from ufr_edge.runtime.faces.align import template
@@ -188,6 +189,42 @@ def test_a_single_bundle_is_not_replaced(site: Site, made: tuple[Path, str]) -> 
     read_bundle(report.bundle).check()
 
 
+def test_a_password_in_the_name_of_a_camera_is_not_kept(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither of the name given, nor of the one that an older bundle has in its lineage."""
+    told: list[str] = []
+    exported: list[dict[str, str]] = []
+
+    def export(*_: object, lineage: dict[str, str], **__: object) -> None:
+        exported.append(lineage)
+        raise KeyboardInterrupt
+
+    def no_training(*_: object, **__: object) -> None:
+        return None
+
+    for name in ("make_targets", "finetune", "load_any_restorer"):
+        monkeypatch.setattr(module, name, no_training)
+    monkeypatch.setattr(module, "_own_camera", lambda *_: CameraModel())
+    monkeypatch.setattr(module, "export_bundle", export)
+    address = "rtsp://guard:s3cret@10.0.0.7/door?token=t0ken"
+    for _ in range(2):  # the second call goes on in the same folder
+        with pytest.raises(KeyboardInterrupt):
+            site.readapt(camera=address, tell=told.append)
+    manifest = current_version(site.folder).path / "manifest.json"
+    value = read_json(manifest)
+    write_json(manifest, {**value, "lineage": {**value["lineage"], "camera": address}})
+    with pytest.raises(KeyboardInterrupt):
+        replace(site, work=site.work.with_name("inherited")).readapt(camera="", tell=told.append)
+    assert [lineage["camera"] for lineage in exported] == ["rtsp://***@10.0.0.7/door?token=***"] * 3
+    kept = [
+        path.read_text()
+        for work in ("work", "inherited")
+        for path in (site.work.parent / work).glob("*.json")
+    ]
+    assert len(kept) >= 4
+    for text in (*kept, *told):
+        assert "s3cret" not in text and "t0ken" not in text and "guard" not in text
+
+
 @pytest.mark.slow
 def test_another_run_in_the_same_work_folder(site: Site, tmp_path: Path) -> None:
     site.readapt()
@@ -307,7 +344,10 @@ def test_each_figure_can_refuse(name: str, value: float, reason: str) -> None:
 
 
 def test_what_leaves_the_noise_in_does_not_set_the_measure_of_agreement() -> None:
-    old, new = GOOD | {"input_consistency_db": 37.5}, GOOD | {"input_consistency_db": 29.0, "landmark_px512": 8.7}
+    old, new = (
+        GOOD | {"input_consistency_db": 37.5},
+        GOOD | {"input_consistency_db": 29.0, "landmark_px512": 8.7},
+    )
     assert compare(old, new, ReadaptLimits(better=0)) == ()
     lost = compare(old, new | {"input_consistency_db": 23.9, "landmark_px512": 12.1}, ReadaptLimits(better=0))
     assert [reason.split(":")[0] for reason in lost] == [

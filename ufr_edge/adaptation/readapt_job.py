@@ -19,6 +19,7 @@ from ufr_edge.files import disk_errors, read_json, sha256_file, write_json
 from ufr_edge.restorers.loading import find_restorer
 from ufr_edge.runtime.bundle import Bundle, read_bundle
 from ufr_edge.runtime.manifest import MANIFEST
+from ufr_edge.runtime.video.uri import mask
 
 Tell = Callable[[str], None]
 STATE = "readapt.json"
@@ -101,11 +102,15 @@ def open_job(
 ) -> Job:
     """Read the state of an earlier call, or begin one: which parent it started from is decided once.
 
-    Arguments as of `readapt`. Raises InputFileError, BundleError, ConfigError (`work` is of another run).
+    Arguments as of `readapt`; of a camera named by its address no password is kept. Raises InputFileError, BundleError, ConfigError (`work` is of another run).
     """
     parent = read_bundle(bundle)
     site = None if parent.path == bundle or bundle.is_file() else bundle
-    asked: dict[str, Any] = {"faces": str(faces.absolute()), "camera": camera, "config": to_json(config)}
+    asked: dict[str, Any] = {
+        "faces": str(faces.absolute()),
+        "camera": mask(camera),
+        "config": to_json(config),
+    }
     asked |= {"weights": None if weights is None else sha256_file(find_restorer(weights))}
     state = _read_state(work, asked) or _begin(work, asked, parent, faces)
     parent = _as_begun(parent, work, state)
@@ -116,7 +121,7 @@ def open_job(
         work=work,
         site=site,
         config=config,
-        camera=camera or parent.manifest.lineage.get("camera", ""),
+        camera=mask(camera or parent.manifest.lineage.get("camera", "")),
         run_id=str(state["run_id"]),
         show=show,
         tell=tell,
