@@ -154,9 +154,15 @@ def _flow(
 
 
 def _robust(before: FloatArray, after: FloatArray, *, unit: float) -> Affine:
-    """Least-squares similarity, twice more without the points that do not go along. unit: one patch pixel."""
+    """Similarity of the points that move together, which half of them must. unit: one patch pixel.
+
+    Begins with the least median of squares (Rousseeuw 1984): a mouth that opens takes a third of the points along,
+    and plain least squares would follow it.
+    """
     source, target = before.astype(np.float64), after.astype(np.float64)
-    motion = similarity(source, target)
+    motion, _ = cv2.estimateAffinePartial2D(source, target, method=cv2.LMEDS, refineIters=0)
+    if motion is None:
+        motion = similarity(source, target)
     for _ in range(2):
         error = np.linalg.norm(source @ motion[:, :2].T + motion[:, 2] - target, axis=1)
         keep = error <= max(2.5 * float(np.median(error)), 0.3 * unit)

@@ -22,7 +22,7 @@ from ufr_edge.runtime.frame import Affine, FloatArray, Frame
 _COARSE = 4  # face pixels to one of the coarse picture that motion is seen in
 _STILL = 0.1  # face pixels the past may be off before it is moved
 _MOST_MOTION = 0.25  # of the side: from farther away nothing is taken over
-_PASSING = 3.0  # times the noise: a difference at which half the past is taken
+_PASSING = 4.0  # times the noise: a difference at which half the past is taken
 _LEAST_NOISE, _MOST_NOISE = 0.1, 3.0  # levels of the coarse picture
 _NOISE_RISE = 0.5  # 1/s: the noise is the least seen lately
 _QUANTILE = 0.15  # of the differences: low, as flat skin shows the noise alone even in motion
@@ -33,7 +33,7 @@ class StabiliserConfig:
     """memory_s: seconds in which the past fades to 1/e where nothing moves. max_gap_s: a longer pause
     between two frames of a face ends its past."""
 
-    memory_s: float = 0.12
+    memory_s: float = 0.16
     max_gap_s: float = 0.5
 
     def __post_init__(self) -> None:
