@@ -160,9 +160,8 @@ def _robust(before: FloatArray, after: FloatArray, *, unit: float) -> Affine:
     and plain least squares would follow it.
     """
     source, target = before.astype(np.float64), after.astype(np.float64)
-    motion, _ = cv2.estimateAffinePartial2D(source, target, method=cv2.LMEDS, refineIters=0)
-    if motion is None:
-        motion = similarity(source, target)
+    found, _ = cv2.estimateAffinePartial2D(source, target, method=cv2.LMEDS, refineIters=0)
+    motion: Affine = similarity(source, target) if found is None else np.asarray(found, np.float64)
     for _ in range(2):
         error = np.linalg.norm(source @ motion[:, :2].T + motion[:, 2] - target, axis=1)
         keep = error <= max(2.5 * float(np.median(error)), 0.3 * unit)
