@@ -19,13 +19,21 @@ import pytest
 from click.testing import CliRunner, Result
 from fleet_fakes import BREAK, REFUSE, fake_readapt, write_jobs
 from test_readapt import QUICK, Sees
+from tiny_bundle import write_tiny_bundle
 from training_fakes import make_faces, save_small_prior, save_small_restorer, write_faces
 
 from ufr_edge import __version__
 from ufr_edge.adaptation import fleet, fleet_ray
-from ufr_edge.adaptation.fleet import CameraTask, FleetPlace, FleetReport, load_jobs, readapt_all
+from ufr_edge.adaptation.fleet import (
+    CameraResult,
+    CameraTask,
+    FleetPlace,
+    FleetReport,
+    load_jobs,
+    readapt_all,
+)
 from ufr_edge.adaptation.fleet_ray import RayConfig, readapt_on_ray
-from ufr_edge.adaptation.readapt import readapt
+from ufr_edge.adaptation.readapt import ReadaptConfig, ReadaptReport, readapt
 from ufr_edge.adaptation.workers import alone, is_main_process
 from ufr_edge.cli import main
 from ufr_edge.config import to_json
@@ -43,7 +51,7 @@ from ufr_edge.files import sha256_file, write_json
 from ufr_edge.restorers.loading import load_any_restorer
 from ufr_edge.runtime.lock import file_lock
 from ufr_edge.runtime.registry import read_registry
-from ufr_edge.runtime.versions import install_version
+from ufr_edge.runtime.versions import current_version, history, install_once, install_version, rollback
 
 SEEDS = {"door": 1, "gate": REFUSE, "lost": 2, "yard": 3, "odd": BREAK, "hall": 4}
 
@@ -185,6 +193,62 @@ def test_a_registry_that_cannot_be_is_a_failure_of_its_own(tmp_path: Path) -> No
     assert states(run(jobs, tmp_path / "out", registry=tmp_path / "reg")) == {"door": "failed"}
     (tmp_path / "reg").unlink()
     assert states(run(jobs, tmp_path / "out", registry=tmp_path / "reg")) == {"door": "made"}
+
+
+def installing(bundle: Path, faces: Path, work: Path, config: ReadaptConfig, **given: Any) -> ReadaptReport:
+    """As `fake_readapt`, into a folder of versions, and the work folder keeps records alone."""
+    current = current_version(bundle).path
+    made = fake_readapt(current, faces, work, config, camera=given["camera"])
+    installed = install_once(bundle, made.bundle, keep=given["keep"])
+    return replace(made, bundle=installed, installed=installed)
+
+
+def install_another(site: Path, number: int) -> None:
+    """What comes later by other ways, as from `ufr-edge watch`."""
+    made = write_tiny_bundle(site.parent / f"later{number}.ufr", name=f"later{number}")
+    install_version(site, made, keep=2)
+
+
+def test_a_version_that_newer_ones_took_the_place_of_is_not_made_again(tmp_path: Path) -> None:
+    """Neither where its parent is gone too, nor where a registry is asked for that it can no longer come into."""
+    site, out = tmp_path / "base.ufr", tmp_path / "out"
+    install_version(site, write_tiny_bundle(tmp_path / "first.ufr"))
+    write_jobs(tmp_path, seeds={"door": 1})
+    tasks = tuple(replace(task, keep=2) for task in load_jobs(tmp_path / "jobs.toml"))
+
+    def call(**place: Any) -> CameraResult:
+        (result,) = readapt_all(tasks, FleetPlace(out=out, **place), adapt=installing).results
+        return result
+
+    first = call(registry=tmp_path / "reg")
+    assert (first.state, first.installed) == ("made", str(site / "versions" / "0002.ufr"))
+    for number in (3, 4):
+        install_another(site, number)
+    assert [version.number for version in history(site)] == [3, 4]
+    again = call(registry=tmp_path / "reg")
+    assert again == replace(first, new=False) and again.model
+    assert calls(out) == {"door": 1}
+    # It was made without a registry, which is asked for too late.
+    value = json.loads((out / "door.json").read_text())
+    write_json(out / "door.json", {**value, "result": {**value["result"], "model": ""}})
+    late = call(registry=tmp_path / "other")
+    assert late.state == "made" and "cannot be added to the registry" in late.reason
+    assert call() == replace(again, model="")
+    assert calls(out) == {"door": 1}
+
+
+def test_a_version_that_is_lost_is_made_again(tmp_path: Path) -> None:
+    """The newest is never removed by `keep`: where it is gone, somebody took it away."""
+    site = tmp_path / "base.ufr"
+    install_version(site, write_tiny_bundle(tmp_path / "first.ufr"))
+    tasks = load_jobs(write_jobs(tmp_path, seeds={"door": 1}))
+    place = FleetPlace(out=tmp_path / "out")
+    (first,) = readapt_all(tasks, place, adapt=installing).results
+    rollback(site)
+    Path(first.installed).rename(tmp_path / "taken.ufr")
+    (second,) = readapt_all(tasks, place, adapt=installing).results
+    assert (second.state, second.new) == ("made", True) and Path(second.bundle).is_dir()
+    assert calls(tmp_path / "out") == {"door": 2}
 
 
 def test_two_calls_at_once(tmp_path: Path) -> None:

@@ -20,11 +20,19 @@ from ufr_edge.adaptation.readapt import ReadaptConfig, ReadaptReport, Tell, read
 from ufr_edge.adaptation.readapt_record import register_readapt
 from ufr_edge.adaptation.workers import Crew, alone
 from ufr_edge.config import from_json, load_config, to_json
-from ufr_edge.errors import ConfigError, GateFailedError, InputFileError, TrainingError, UfrEdgeError
+from ufr_edge.errors import (
+    BundleError,
+    ConfigError,
+    GateFailedError,
+    InputFileError,
+    TrainingError,
+    UfrEdgeError,
+)
 from ufr_edge.files import read_json, write_json
 from ufr_edge.runtime.lock import file_lock
 from ufr_edge.runtime.registry import is_known
 from ufr_edge.runtime.version_link import linked_number
+from ufr_edge.runtime.versions import history
 
 Adapt = Callable[..., ReadaptReport]
 """`readapt`, or what takes the same arguments."""
@@ -190,15 +198,12 @@ def done(task: CameraTask, place: FleetPlace) -> CameraResult | None:
     try:
         value = read_json(_result_path(task, place))
         result = from_json(CameraResult, value["result"])
-        same = value["asked"] == to_json(task)
-        if not same or result.state == "failed":
+        if value["asked"] != to_json(task) or result.state == "failed":
             return None
-        if result.state == "made" and place.registry and not is_known(place.registry, Path(result.bundle)):
-            return None
-        whole = result.state == "refused" or Path(result.bundle).is_dir()
-    except (InputFileError, ConfigError, KeyError, TypeError):
+        left = result if result.state == "refused" else _left_of(result, task, place)
+    except (InputFileError, BundleError, ConfigError, KeyError, TypeError, ValueError):
         return None
-    return replace(result, new=False) if whole else None
+    return None if left is None else replace(left, new=False)
 
 
 def collect(tasks: Sequence[CameraTask], place: FleetPlace, fresh: Sequence[CameraResult]) -> FleetReport:
@@ -206,6 +211,21 @@ def collect(tasks: Sequence[CameraTask], place: FleetPlace, fresh: Sequence[Came
     by_name = {result.camera: result for result in fresh}
     found = [by_name.get(task.name) or done(task, place) or _lost(task) for task in tasks]
     return FleetReport(results=tuple(found))
+
+
+def _left_of(made: CameraResult, task: CameraTask, place: FleetPlace) -> CameraResult | None:
+    """The result where its bundle is whole and, if asked, in the registry; or where newer versions took its place."""
+    if Path(made.bundle).is_dir():
+        known = place.registry is None or is_known(place.registry, Path(made.bundle))
+        return made if known else None
+    number = int(Path(made.installed).stem) if made.installed else None
+    # Removed as one of the oldest (`keep`): the numbers of versions only rise, and the newest stays.
+    if number is None or not any(version.number > number for version in history(task.bundle)):
+        return None
+    if place.registry is None or made.model:
+        return made
+    reason = "it cannot be added to the registry: newer versions came, and its own was removed"
+    return replace(made, reason="; ".join(filter(None, (made.reason, reason))))
 
 
 @contextmanager
