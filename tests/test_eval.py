@@ -36,6 +36,7 @@ from ufr_edge.metrics.fid_inception import FidInception
 from ufr_edge.metrics.lpips_net import NETS, Lpips
 from ufr_edge.metrics.quality import QualitySettings, psnr
 from ufr_edge.priors.features import PriorFeatures
+from ufr_edge.weights.cards import eval_table
 
 LQ = "classic-light"
 
@@ -198,6 +199,43 @@ def test_one_face_and_equal_faces(clean: Path, tmp_path: Path) -> None:
     assert figures["prior_feature_distance"] == pytest.approx(0, abs=1e-5)
     assert "prior_frechet_distance" not in figures  # one face has no covariance
     assert figures["psnr_db"] is None and figures["ssim"] == pytest.approx(1)  # infinite is no JSON
+
+
+def test_a_cast_and_a_grid_are_told_beside_clean_faces(tmp_path: Path) -> None:
+    truth = np.stack([cv2.GaussianBlur(face, (0, 0), 6) for face in make_faces(6)]).astype(np.int64)
+    clean = write_faces(tmp_path / "smooth", truth.astype(np.uint8))
+    grid = np.where(np.arange(SIDE) % 4 < 2, 2, -2)[:, None]
+    spoilt = {"gridded": truth + grid, "reddened": truth + (12, 0, 0), "red and green": truth.copy()}
+    spoilt["red and green"][::2] += (12, 0, 0)
+    spoilt["red and green"][1::2] += (0, 12, 0)
+    found = {}
+    for name, faces in {"same": truth, **spoilt}.items():
+        folder = write_faces(tmp_path / name, faces.clip(0, 255).astype(np.uint8))
+        report = evaluate(config(truth=clean, faces=folder, degrade=(), side=SIDE), show=False)
+        found[name] = report.figures["given"]["input"]
+    same = found["same"]
+    assert (same["colour_cast"], same["grid_ratio"], same["flat_energy_ratio"]) == pytest.approx((0, 1, 1))
+    assert found["gridded"]["grid_ratio"] > 10 and found["gridded"]["colour_cast"] < 1
+    assert found["reddened"]["colour_cast"] > 3 and found["reddened"]["grid_ratio"] < 2
+    assert found["reddened"]["colour_cast_common"] == pytest.approx(found["reddened"]["colour_cast"], rel=0.1)
+    assert found["red and green"]["colour_cast_common"] < 0.7 * found["red and green"]["colour_cast"]
+    assert {"colour_cast", "grid_ratio", "flat_energy_ratio"} <= set(report.settings)
+    assert eval_table(found).splitlines()[0].endswith("| colour cast | grid | flat areas |")
+
+
+def test_whose_face_it_is_is_told_for_the_input_and_each_restorer(
+    clean: Path, restorer: str, tmp_path: Path
+) -> None:
+    prior = save_small_prior(tmp_path / "prior")
+    report = evaluate(config(truth=clean, restorers=(restorer,), prior=prior), show=False)
+    assert {0 <= columns["own_is_nearest"] <= 1 for columns in report.figures[LQ].values()} == {True}
+    assert "no face recogniser's" in report.settings["own_is_nearest"]
+    assert "--prior" in evaluate(config(truth=clean, side=SIDE), show=False).not_measured["own_is_nearest"]
+    faces = make_faces(6)
+    for name, order, share in (("same", [0, 1, 2, 3, 4, 5], 1), ("swapped", [1, 0, 2, 3, 4, 5], 4 / 6)):
+        folder = write_faces(tmp_path / name, faces[order])
+        given = evaluate(config(truth=clean, faces=folder, degrade=(), side=SIDE, prior=prior), show=False)
+        assert given.figures["given"]["input"]["own_is_nearest"] == pytest.approx(share)
 
 
 def test_without_truth_only_what_needs_none(bad: Path) -> None:

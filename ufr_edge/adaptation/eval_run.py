@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from ufr_edge import __version__
+from ufr_edge.adaptation.eval_settings import metric_settings
 from ufr_edge.adaptation.evaluate import Figures, Meters, Truth, measure_faces
 from ufr_edge.adaptation.faces import load_faces, source_of
 from ufr_edge.adaptation.pictures import sheet
@@ -23,8 +24,8 @@ from ufr_edge.adaptation.training import pick_device
 from ufr_edge.degradations.presets import degrade, get_preset
 from ufr_edge.errors import BackendUnavailableError, ConfigError, InputFileError
 from ufr_edge.files import atomic_file, check_free, write_json
-from ufr_edge.metrics.fid_inception import FEATURES, INCEPTION, SIDE, load_inception
-from ufr_edge.metrics.lpips_net import NETS, load_lpips
+from ufr_edge.metrics.fid_inception import load_inception
+from ufr_edge.metrics.lpips_net import load_lpips
 from ufr_edge.metrics.pairs import pair_by_name
 from ufr_edge.metrics.quality import PLAIN, QualitySettings
 from ufr_edge.priors.features import load_features
@@ -257,7 +258,9 @@ def _meters(config: EvalConfig, stack: ExitStack) -> tuple[Meters, dict[str, str
     if config.truth is None:
         return Meters(), {"psnr_db": "no clean faces were given. Give --truth FOLDER."}
     if config.prior is None:
-        missing["prior_feature_distance"] = "no prior was given. Give --prior prior-256."
+        missing["prior_feature_distance"] = missing["own_is_nearest"] = (
+            "no prior was given. Give --prior prior-256."
+        )
     features = load_features(config.prior, device) if config.prior else None
     lpips = inception = detector = None
     try:
@@ -273,7 +276,12 @@ def _meters(config: EvalConfig, stack: ExitStack) -> tuple[Meters, dict[str, str
     except BackendUnavailableError as exc:
         missing["landmark_px512"] = str(exc)
     meters = Meters(
-        quality=config.quality, features=features, lpips=lpips, inception=inception, detector=detector
+        quality=config.quality,
+        features=features,
+        lpips=lpips,
+        inception=inception,
+        detector=detector,
+        artefacts=True,
     )
     return meters, missing
 
@@ -293,26 +301,7 @@ def _settings(config: EvalConfig, faces: _Faces, meters: Meters, truth: Truth | 
         settings["seed"] = f"face i, by name, has {config.seed} + i"
     if truth is None:
         return settings
-    settings["psnr_ssim"] = meters.quality.describe()
-    if meters.features:
-        note = f"features of {config.prior} at timestep {meters.features.timestep}; not LPIPS, not FID"
-        settings["prior_feature_distance"] = settings["prior_frechet_distance"] = note
-    if meters.lpips:
-        settings["lpips"] = (
-            f"v0.1, {config.lpips}, at {faces.images.shape[1]} px (SHA-256 {NETS[config.lpips].backbone.file.sha256})"
-        )
-    if meters.inception:
-        count = len(faces.names)
-        note = f"{count} images against the {count} of {config.truth}, Inception 2015-12-05 as pytorch-fid: bilinear to {SIDE} (SHA-256 {INCEPTION.file.sha256})"
-        few = f"; {len(faces.names)} faces are no more than its {FEATURES} features: compare at equal counts only"
-        settings["fid"] = note + (few if len(faces.names) <= FEATURES else "")
-    if truth.landmarks is not None:
-        settings["landmark_px512"] = (
-            "mean distance of CenterFace's five points from those in the truth, in pixels at 512 px, over the faces "
-            "in which it found them; landmark_none counts the others"
-        )
-        settings["landmark_truth_none"] = int(np.isnan(truth.landmarks).any((1, 2)).sum())
-    return settings
+    return settings | metric_settings(meters, truth, prior=config.prior, lpips=config.lpips, source=str(config.truth))
 
 
 def _by_source(

@@ -11,8 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ufr_edge.adaptation.identity import inner_distances, nearest_is_own
 from ufr_edge.adaptation.training import to_tensor
 from ufr_edge.errors import ShapeError
+from ufr_edge.metrics.artefacts import colour_shift, flat_energy, flat_tiles, grid_energy
 from ufr_edge.metrics.fid_inception import FidInception
 from ufr_edge.metrics.frechet import frechet_distance
 from ufr_edge.metrics.landmarks import find_landmarks, landmark_shift
@@ -28,13 +30,14 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Meters:
-    """What to measure with; what is None is not measured."""
+    """What to measure with; what is None is not measured. `artefacts`: measure these, and whose face it is."""
 
     quality: QualitySettings = PLAIN
     features: PriorFeatures | None = None
     lpips: Lpips | None = None
     inception: FidInception | None = None
     detector: Detects | None = None
+    artefacts: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +56,22 @@ class Figures:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Flat:
+    """The flat tiles of clean faces, bool (N, rows, columns), and the median energies of these faces in them."""
+
+    tiles: NDArray[np.bool_]
+    grid: float
+    energy: float
+
+    @classmethod
+    def of(cls, images: Images) -> Flat:
+        """Find and measure the flat areas of clean faces uint8 (N, S, S, 3)."""
+        tiles = np.stack([flat_tiles(face) for face in images])
+        grid, energy = _flat_energies(images, tiles)
+        return cls(tiles=tiles, grid=grid, energy=energy)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Truth:
     """Clean faces uint8 (N, S, S, 3) and what is measured of them once, for every restorer."""
 
@@ -61,6 +80,7 @@ class Truth:
     pooled: Values | None
     inception: Values | None
     landmarks: Values | None
+    flat: Flat | None
 
     @classmethod
     def of(cls, images: Images, meters: Meters) -> Truth:
@@ -71,6 +91,7 @@ class Truth:
             pooled=pooled_stack(images, meters.features) if meters.features else None,
             inception=_per_face(meters.inception, meters.inception, images) if meters.inception else None,
             landmarks=find_landmarks(images, meters.detector) if meters.detector else None,
+            flat=Flat.of(images) if meters.artefacts else None,
         )
 
 
@@ -82,8 +103,8 @@ def measure_faces(images: Images, lq: Images, truth: Truth | None, meters: Meter
     own = _unreferenced(images, lq)
     if truth is None:
         return Figures(each=own)
-    known = _referenced(images, truth, meters)
-    return Figures(each={**known.each, **own}, whole=known.whole)
+    known, extra = _referenced(images, truth, meters), _artefacts(images, truth, meters)
+    return Figures(each={**known.each, **extra.each, **own}, whole={**known.whole, **extra.whole})
 
 
 def reference_figures(restored: Images, truth: Images, features: PriorFeatures | None) -> dict[str, float]:
@@ -140,6 +161,29 @@ def _referenced(images: Images, truth: Truth, meters: Meters) -> Figures:
         each["landmark_px512"] = np.array(shifts)
         whole["landmark_none"] = float(np.isnan(points).any((1, 2)).sum())
     return Figures(each=each, whole={**whole, **_frechet(images, truth, meters)})
+
+
+def _artefacts(images: Images, truth: Truth, meters: Meters) -> Figures:
+    """Colour cast, grid and fluctuation on flat areas beside the truth's, and whose face is nearest."""
+    if truth.flat is None:
+        return Figures(each={})
+    shifts = np.stack([colour_shift(a, b) for a, b in zip(images, truth.images, strict=True)])
+    whole = {"colour_cast_common": float(np.linalg.norm(shifts.mean(0)))}
+    grid, energy = _flat_energies(images, truth.flat.tiles)
+    if truth.flat.grid > 0:
+        whole["grid_ratio"] = grid / truth.flat.grid
+    if truth.flat.energy > 0:
+        whole["flat_energy_ratio"] = energy / truth.flat.energy
+    if meters.features and len(images) > 1:
+        whole["own_is_nearest"] = nearest_is_own(inner_distances(images, truth.images, meters.features))
+    return Figures(each={"colour_cast": np.linalg.norm(shifts, axis=1)}, whole=whole)
+
+
+def _flat_energies(images: Images, tiles: NDArray[np.bool_]) -> tuple[float, float]:
+    pairs = zip(images, tiles, strict=True)
+    # Medians: the few faces without a flat area would outweigh all others.
+    grid, energy = np.median([(grid_energy(*pair), flat_energy(*pair)) for pair in pairs], axis=0)
+    return float(grid), float(energy)
 
 
 def _frechet(images: Images, truth: Truth, meters: Meters) -> dict[str, float]:

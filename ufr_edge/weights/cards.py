@@ -30,8 +30,27 @@ METRICS = {
     "hf_energy_ratio": ("detail", ".3f"),
     "landmark_px512": ("landmarks px", ".2f"),
     "landmark_none": ("no face found", ".0f"),
+    "own_is_nearest": ("own is nearest", ".0%"),
+    "colour_cast": ("colour cast", ".2f"),
+    "grid_ratio": ("grid", ".2f"),
+    "flat_energy_ratio": ("flat areas", ".2f"),
 }
 """Figures of `ufr-edge eval` that tables show, those that were measured, in this order: heading and format."""
+
+LATER = ("own_is_nearest", "colour_cast", "grid_ratio", "flat_energy_ratio")
+"""Figures that reports of older versions do not have: a card shows them where they are."""
+
+_SAID = {
+    "landmark_px512": "landmarks: mean distance from those in the truth, in px at 512 px",
+    "hf_energy_ratio": "detail: energy above a quarter of a cycle per pixel, as a share of the clean faces'",
+    "own_is_nearest": (
+        "own is nearest: faces whose nearest of all truths is their own, on the prior's features of the inner face"
+    ),
+    "colour_cast": "colour cast: mean length of a face's mean (a*, b*) shift from the truth, in CIELAB units",
+    "grid_ratio": "grid: energy at periods of 2, 4 and 8 px where the truth is flat, median face beside the median clean face (1 is as clean)",
+    "flat_energy_ratio": "flat areas: all energy finer than 16 px there (noise, ringing), likewise",
+}
+"""What the figures mean, where they were measured."""
 
 
 def fill_block(text: str, name: str, body: str) -> str:
@@ -88,6 +107,9 @@ def in_order(report: Mapping[str, Any]) -> dict[str, Mapping[str, Mapping[str, f
 def restorer_table(figures: Figures, label: str) -> str:
     """One restorer over all presets of a report: what went in and what came out. Raises InputFileError without it."""
     rows = []
+    sides = [columns.get(side, {}) for columns in figures.values() for side in ("input", label)]
+    later = [key for key in LATER if any(side.get(key) is not None for side in sides)]
+    keys = ["ssim", "prior_feature_distance", "landmark_px512", "hf_energy_ratio", *later]
     for preset, columns in figures.items():
         if label not in columns:
             msg = f"The report has no figures of {label} on {preset} (it has {', '.join(columns)}). Measure it first."
@@ -95,10 +117,10 @@ def restorer_table(figures: Figures, label: str) -> str:
         before, after = columns["input"], columns[label]
         row = [preset, *(_cell(side.get("psnr_db"), ".2f") for side in (before, after))]
         row.append(_cell(_less(after.get("psnr_db"), before.get("psnr_db")), "+.2f"))
-        for key in ("ssim", "prior_feature_distance", "landmark_px512", "hf_energy_ratio"):
+        for key in keys:
             row.append(" → ".join(_cell(side.get(key), METRICS[key][1]) or "–" for side in (before, after)))
         rows.append(row)
-    head = ["degradation", "PSNR in", "PSNR out", "gain dB", "SSIM", "feature distance", "landmarks px", "detail"]
+    head = ["degradation", "PSNR in", "PSNR out", "gain dB", *(METRICS[key][0] for key in keys)]
     return markdown_table(head, rows)
 
 
@@ -180,10 +202,8 @@ def settings_line(report: Mapping[str, Any]) -> str:
     settings = report["settings"]
     said = [f"{settings['faces']} held-out faces at {settings['side']} px"]
     said += [f"PSNR and SSIM: {_words(settings['psnr_ssim'])}"] if "psnr_ssim" in settings else []
-    if "landmark_px512" in settings:
-        said.append("landmarks: mean distance from those in the truth, in px at 512 px")
-    if any("hf_energy_ratio" in v for columns in report["figures"].values() for v in columns.values()):
-        said.append("detail: energy above a quarter of a cycle per pixel, as a share of the clean faces'")
+    measured = {key for columns in report["figures"].values() for values in columns.values() for key in values}
+    said += [text for key, text in _SAID.items() if key in measured]
     if "prior_feature_distance" in settings:
         said.append(f"feature distances (lower is better): {settings['prior_feature_distance']}")
     missing = sorted(report.get("not_measured", {}))
