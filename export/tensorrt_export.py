@@ -18,10 +18,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
-from ufr_edge.downloads import cache_folder
 from ufr_edge.errors import BuildError, ConfigError
 from ufr_edge.export.tensorrt_build import PROGRESS, module_name
-from ufr_edge.files import atomic_file, disk_errors
+from ufr_edge.files import atomic_file, cache_folder, disk_errors
 from ufr_edge.optional import require
 from ufr_edge.runtime.device import device_fingerprint
 from ufr_edge.runtime.jetson import build_memory_mib, largest_workspace_mib

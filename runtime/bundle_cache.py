@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ufr_edge.errors import InputFileError, OutputError
-from ufr_edge.files import sha256_file
+from ufr_edge.files import cache_folder, sha256_file
 from ufr_edge.runtime.bundle_archive import unpack_bundle
 from ufr_edge.runtime.lock import file_lock, try_lock
 from ufr_edge.runtime.manifest import MANIFEST, Manifest
@@ -26,9 +26,9 @@ def open_archive(archive: Path, *, cache: Path | None = None) -> Path:
     """Unpack an archive into the cache, once for each content, and return the bundle folder.
 
     It stays there at least as long as this process runs. Others that have not been used for long are removed.
-    cache: None = `ufr-edge/bundles` in the user's cache folder. Raises as unpack_bundle.
+    cache: None = `bundles` in the cache folder. Raises as unpack_bundle.
     """
-    place = cache or _cache_folder()
+    place = cache or cache_folder() / "bundles"
     folder = place / f"{_archive_sha256(archive)[:32]}.ufr"
     with file_lock(place / ".lock"):
         if not _is_whole(folder):
@@ -37,11 +37,6 @@ def open_archive(archive: Path, *, cache: Path | None = None) -> Path:
         _mark_used(folder / MANIFEST)
         _prune(place, folder)
     return folder
-
-
-def _cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "ufr-edge" / "bundles"
 
 
 def _archive_sha256(archive: Path) -> str:

@@ -35,6 +35,7 @@ def lay(archive: Path, folder: Path, *, days_ago: float) -> Path:
 def test_an_archive_is_opened_as_it_is(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("UFR_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     face = np.full((1, SIDE, SIDE, 3), 8, np.uint8)
     for _ in range(2):
@@ -51,7 +52,9 @@ def test_an_archive_is_opened_as_it_is(
     read_bundle(archive).check()
 
 
-def test_the_cache_may_lie_elsewhere(archive: Path, tmp_path: Path) -> None:
+def test_the_cache_may_lie_elsewhere(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UFR_CACHE", str(tmp_path / "own"))
+    assert read_bundle(archive).path.parent == tmp_path / "own" / "bundles"
     folder = open_archive(archive, cache=tmp_path / "c")
     assert folder.parent == tmp_path / "c"
     read_bundle(folder).check()

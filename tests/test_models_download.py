@@ -14,8 +14,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from ufr_edge.downloads import RemoteFile, cache_folder, fetch, is_offline
+from ufr_edge.downloads import RemoteFile, fetch, is_offline
 from ufr_edge.errors import BackendUnavailableError, DownloadError, ModelFileError, OutputError
+from ufr_edge.files import cache_folder
 
 CONTENT = bytes(range(256)) * 4000
 SHA = hashlib.sha256(CONTENT).hexdigest()

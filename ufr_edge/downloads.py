@@ -34,15 +34,6 @@ class RemoteFile:
     sha256: str | None = None
 
 
-def cache_folder() -> Path:
-    """Where fetched models lie: $UFR_CACHE, $XDG_CACHE_HOME/ufr-edge or ~/.cache/ufr-edge."""
-    if own := os.environ.get("UFR_CACHE"):
-        return Path(own)
-    if shared := os.environ.get("XDG_CACHE_HOME"):
-        return Path(shared) / "ufr-edge"
-    return Path.home() / ".cache" / "ufr-edge"
-
-
 def is_offline() -> bool:
     """Whether UFR_OFFLINE forbids the network (any value but empty, 0, false and no)."""
     return os.environ.get("UFR_OFFLINE", "").lower() not in ("", "0", "false", "no")

@@ -147,3 +147,12 @@ def disk_errors(path: Path) -> Iterator[None]:
             msg = f"{path} cannot be written: {exc.strerror}. Choose another output."
             raise OutputError(msg) from exc
         raise
+
+
+def cache_folder() -> Path:
+    """Where what can be made or fetched again lies: $UFR_CACHE, $XDG_CACHE_HOME/ufr-edge or ~/.cache/ufr-edge."""
+    if own := os.environ.get("UFR_CACHE"):
+        return Path(own)
+    if shared := os.environ.get("XDG_CACHE_HOME"):
+        return Path(shared) / "ufr-edge"
+    return Path.home() / ".cache" / "ufr-edge"

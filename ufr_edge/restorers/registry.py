@@ -12,9 +12,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
-from ufr_edge.downloads import RemoteFile, cache_folder, fetch, misfit
+from ufr_edge.downloads import RemoteFile, fetch, misfit
 from ufr_edge.errors import ConfigError, InputFileError, ModelFileError
-from ufr_edge.files import read_json, sha256_file, write_json
+from ufr_edge.files import cache_folder, read_json, sha256_file, write_json
 
 _DIFFACE = "https://github.com/zsyOAOA/DifFace"
 _S_LAB = "S-Lab License 1.0 (non-commercial)"
