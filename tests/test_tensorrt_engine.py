@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import importlib.util
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 from ufr_edge.errors import BackendUnavailableError, ConfigError, InferenceError, InputFileError, ShapeError
 from ufr_edge.runtime.engines import Engine, EngineInfo, open_session
 from ufr_edge.runtime.engines.tensorrt_engine import MODULES, CudaBuffers, TensorRtSession
+from ufr_edge.runtime.engines.tensorrt_kernels import KEEP, KernelCache, kernel_file
 
 SIDE, MAX_BATCH = 8, 4
 
@@ -62,6 +64,29 @@ class FakeCuda:
         return 0, {2: b"out of memory", 700: b"illegal address"}[status]
 
 
+class FakeRuntime:
+    """A runtime configuration and its kernel cache in one; a blob that begins with "7" is of this version."""
+
+    def __init__(self) -> None:
+        self.kernels = b""
+        self.used: FakeRuntime | None = None
+
+    def create_runtime_cache(self) -> FakeRuntime:
+        return self
+
+    def set_runtime_cache(self, cache: FakeRuntime) -> bool:
+        self.used = cache
+        return True
+
+    def deserialize(self, blob: bytes) -> bool:
+        if blob.startswith(b"7"):
+            self.kernels = blob
+        return blob.startswith(b"7")
+
+    def serialize(self) -> bytes | None:
+        return self.kernels or None
+
+
 class FakeEngine:
     """An engine of one input and one output that halves; its own execution context."""
 
@@ -71,9 +96,14 @@ class FakeEngine:
         self.shape: tuple[int, ...] = ()
         self.address: dict[str, int] = {}
         self.works = True
+        self.config: FakeRuntime | None = None
 
-    def create_execution_context(self) -> FakeEngine:
+    def create_execution_context(self, config: FakeRuntime | None = None) -> FakeEngine:
+        self.config = config
         return self
+
+    def create_runtime_config(self) -> FakeRuntime:
+        return FakeRuntime()
 
     def get_tensor_name(self, index: int) -> str:
         return ("faces", "restored")[index]
@@ -152,6 +182,71 @@ def test_a_failed_execution_is_an_inference_error() -> None:
         engine.infer(np.zeros((1, SIDE, SIDE, 3), np.uint8))
 
 
+def open_cached(path: Path) -> tuple[TensorRtSession, FakeRuntime]:
+    """A session of TensorRT for RTX whose kernels lie at `path`, and its configuration."""
+    info = EngineInfo("tensorrt-rtx", "1.7", "cuda:0", "fp16", None, Path("x.engine"))
+    trt = SimpleNamespace(TensorIOMode=SimpleNamespace(INPUT="in"))
+    engine = FakeEngine()
+    session = TensorRtSession(
+        trt, None, engine, CudaBuffers(FakeCuda(), 0), info, kernels=KernelCache(engine, path)
+    )
+    assert engine.config is not None and engine.config.used is engine.config
+    return session, engine.config
+
+
+@pytest.mark.parametrize("before", [None, b"6 of another driver"])
+def test_kernels_made_here_are_there_at_the_next_start(tmp_path: Path, before: bytes | None) -> None:
+    path = tmp_path / "kernels" / "a.cache"
+    if before is not None:
+        path.parent.mkdir()
+        path.write_bytes(before)
+    session, runtime = open_cached(path)
+    assert runtime.kernels == b""
+    runtime.kernels = b"7 kernels"  # as the first run makes them
+    session.close()
+    session.close()
+    assert path.read_bytes() == b"7 kernels"
+    assert path.stat().st_mode & 0o777 == 0o600  # they are code
+    again, runtime = open_cached(path)
+    assert runtime.kernels == b"7 kernels"
+    inode = path.stat().st_ino
+    again.close()
+    assert path.stat().st_ino == inode  # nothing new, nothing written
+
+
+def test_kernels_that_cannot_be_kept_are_no_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    session, runtime = open_cached(tmp_path / "file" / "a.cache")
+    runtime.kernels = b"7 kernels"
+    session.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_kernels_are_told_apart_and_those_of_long_ago_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UFR_CACHE", str(tmp_path / "cache"))
+    engine = tmp_path / "x.engine"
+    engine.write_bytes(b"one")
+    first = kernel_file(engine, version="1.7", gpu="RTX 4070 / 12 GB")
+    assert first.parent == tmp_path / "cache" / "kernels"
+    assert first.name.endswith("-1.7-RTX-4070-12-GB.cache")
+    assert kernel_file(engine, version="1.8", gpu="RTX 4070 / 12 GB") != first
+    engine.write_bytes(b"two")
+    assert kernel_file(engine, version="1.7", gpu="RTX 4070 / 12 GB") != first
+    first.parent.mkdir(parents=True)
+    for index in range(KEEP + 3):
+        old = first.parent / f"{index:032x}-1.7-a.cache"
+        old.write_bytes(b"7")
+        os.utime(old, (index, index))
+    session, runtime = open_cached(first)
+    runtime.kernels = b"7 kernels"
+    session.close()
+    assert first.exists()
+    assert len(list(first.parent.iterdir())) == KEEP
+    assert not (first.parent / f"{3:032x}-1.7-a.cache").exists()
+
+
 @pytest.mark.parametrize("backend", list(MODULES))
 def test_without_a_gpu_or_the_package_it_says_so(tmp_path: Path, backend: str) -> None:
     if Path("/dev/nvidia0").exists():
@@ -178,5 +273,12 @@ def test_the_fakes_have_no_method_that_tensorrt_lacks(module: str) -> None:
         assert hasattr(trt.IExecutionContext, name)
     for name in ("get_tensor_mode", "get_tensor_dtype", "get_tensor_profile_shape", "num_io_tensors"):
         assert hasattr(trt.ICudaEngine, name)
+    if module == "tensorrt_rtx":
+        for kind, names in (
+            (trt.IRuntimeConfig, ("create_runtime_cache", "set_runtime_cache")),
+            (trt.IRuntimeCache, ("serialize", "deserialize")),
+            (trt.ICudaEngine, ("create_runtime_config",)),
+        ):
+            assert all(hasattr(kind, name) for name in names)
     assert str(trt.DataType.UINT8).rpartition(".")[2] == "UINT8"
     assert trt.TensorIOMode.INPUT != trt.TensorIOMode.OUTPUT

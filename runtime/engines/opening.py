@@ -31,7 +31,7 @@ def open_session(
     """Open a network of any inputs and outputs.
 
     `input_shapes` declares inputs anew (None = any size), for networks exported with a fixed size.
-    `cache_dir` keeps compiled kernels (OpenVINO; the others have none). Raises ConfigError for an unknown
+    `cache_dir` keeps compiled kernels (OpenVINO, TensorRT for RTX; the others have none). Raises ConfigError for an unknown
     backend or precision or no threads, BackendUnavailableError, EngineMisfitError, InputFileError, ModelFileError.
     """
     _check_options(backend, precision, threads)
@@ -57,7 +57,7 @@ def open_session(
     if input_shapes is not None:
         msg = "A TensorRT engine has its input shapes built in; input_shapes cannot change them."
         raise ConfigError(msg)
-    return open_tensorrt(path, backend=backend, device=device, precision=precision)
+    return open_tensorrt(path, backend=backend, device=device, precision=precision, cache_dir=cache_dir)
 
 
 def open_engine_file(

@@ -21,6 +21,7 @@ from ufr_edge.runtime.engines.base import (
     shape_text,
     translate_errors,
 )
+from ufr_edge.runtime.engines.tensorrt_kernels import KernelCache, kernel_file
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 DTYPES = {
@@ -101,10 +102,20 @@ class CudaBuffers:
 class TensorRtSession:
     """A Session over one TensorRT execution context."""
 
-    def __init__(self, trt: Any, runtime: Any, engine: Any, buffers: CudaBuffers, info: EngineInfo) -> None:
+    def __init__(
+        self,
+        trt: Any,
+        runtime: Any,
+        engine: Any,
+        buffers: CudaBuffers,
+        info: EngineInfo,
+        *,
+        kernels: KernelCache | None = None,
+    ) -> None:
         self._runtime: Any = runtime  # the engine lives no longer than its runtime
         self._engine: Any = engine
-        self._context: Any = engine.create_execution_context()
+        self._kernels = kernels
+        self._context: Any = engine.create_execution_context() if kernels is None else kernels.context(engine)
         if self._context is None:
             msg = f"{info.backend} could not make an execution context for {info.path}: out of GPU memory?"
             raise InferenceError(msg)
@@ -134,13 +145,16 @@ class TensorRtSession:
         return results
 
     def close(self) -> None:
-        """Free the context, the engine and the GPU memory."""
+        """Keep the kernels made meanwhile; free the context, the engine and the GPU memory."""
         if self._context is None:
             return
+        self._buffers.select()
+        if self._kernels is not None:
+            self._kernels.save()
+        self._kernels = None
         self._context = None
         self._engine = None
         self._runtime = None
-        self._buffers.select()
         self._buffers.close()
 
     def _send(self, feeds: Mapping[str, Array]) -> list[Array]:
@@ -169,11 +183,17 @@ class TensorRtSession:
 
 
 def open_tensorrt(
-    path: Path, *, backend: str, device: str = "auto", precision: str | None = None
+    path: Path,
+    *,
+    backend: str,
+    device: str = "auto",
+    precision: str | None = None,
+    cache_dir: Path | None = None,
 ) -> TensorRtSession:
     """Open a serialized engine of `backend` "tensorrt" or "tensorrt-rtx" on "auto" (the first GPU) or "cuda:N".
 
-    `precision` is what the engine was built in; TensorRT does not tell, so it is taken from the caller.
+    `precision` is what the engine was built in; TensorRT does not tell, so it is taken from the caller. `cache_dir`:
+    where TensorRT for RTX keeps the kernels it makes here, None = `kernels` in the cache folder.
     Raises BackendUnavailableError (no package, no GPU), EngineMisfitError (another TensorRT or GPU),
     InputFileError, ModelFileError.
     """
@@ -194,10 +214,17 @@ def open_tensorrt(
             path=path,
             float_precision=precision or "unknown",
         )
-        return TensorRtSession(trt, runtime, engine, buffers, info)
+        kernels = _kernels(engine, path, info, name, cache_dir)
+        return TensorRtSession(trt, runtime, engine, buffers, info, kernels=kernels)
     except BaseException:
         buffers.close()
         raise
+
+
+def _kernels(engine: Any, path: Path, info: EngineInfo, gpu: str, folder: Path | None) -> KernelCache | None:
+    if info.backend != "tensorrt-rtx" or not hasattr(engine, "create_runtime_config"):
+        return None
+    return KernelCache(engine, kernel_file(path, version=info.backend_version, gpu=gpu, folder=folder))
 
 
 def _device_index(cuda: Any, backend: str, device: str) -> int:
