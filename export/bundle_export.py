@@ -38,7 +38,7 @@ from ufr_edge.runtime.images import list_images
 from ufr_edge.runtime.manifest import EngineEntry, Manifest, RestorerInfo
 
 SUFFIX = ".ufr"
-LINEAGE = ("parent", "run_id", "prior", "camera")
+LINEAGE = ("parent", "run_id", "prior", "prior_licence", "teacher", "teacher_licence", "camera")
 PARITY_IMAGES = 8
 GATE_FACES = 64
 QAT_FACES = 512

@@ -20,12 +20,17 @@ from ufr_edge.runtime.manifest import (
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _SCALARS = {str: "string", int: "integer", float: "number"}
 _DIGEST = {"pattern": f"^{SHA256}$"}
+LINEAGE = (
+    "What the weights come from, where it is known: parent, run_id, camera; prior and teacher (several by commas), which "
+    "the training targets came from, with their licences in words as prior_licence and teacher_licence."
+)
 
 _RULES: Mapping[tuple[type, str], dict[str, Any]] = types.MappingProxyType(
     {
         (Manifest, "schema"): {"const": SCHEMA},
         (Manifest, "created"): {"format": "date-time"},
         (Manifest, "files"): {"additionalProperties": {"type": "string"} | _DIGEST},
+        (Manifest, "lineage"): {"description": LINEAGE},
         (Manifest, "needs_ufr_edge"): {"pattern": r"^\d+(\.\d+){0,3}$"},
         (RestorerInfo, "side"): {"minimum": 1},
         (RestorerInfo, "weights_sha256"): _DIGEST,

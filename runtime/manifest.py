@@ -83,7 +83,7 @@ class EngineEntry:
 class Manifest:
     """All that manifest.json says. `onnx` is the fp32 base file, `files` maps each file to its sha256.
 
-    `lineage` may hold parent, run_id, prior and camera. `needs_ufr_edge` is the oldest ufr-edge that reads this
+    `lineage` may hold parent, run_id, camera, prior and teacher with their licences. `needs_ufr_edge` is the oldest ufr-edge that reads this
     schema: it and `schema` keep their place in every later schema, so that an old reader can say what it needs.
     Construction raises BundleError when the parts do not fit together or a file name leaves the bundle.
     """

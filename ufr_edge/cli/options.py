@@ -182,9 +182,9 @@ def tell_licences(
 
     told = [(source, restorer_licence(source, accept=accept)) for source in dict.fromkeys(sources)]
     if drawn := dict.fromkeys(priors):
-        from ufr_edge.priors.files import prior_licence
+        from ufr_edge.priors.files import is_shipped, prior_licence
 
-        told += [(source, prior_licence(source, accept=accept)) for source in drawn]
+        told += [(source, prior_licence(source, accept=accept)) for source in drawn if not is_shipped(source)]
     for source, licence in told:
         if licence is not None:
             click.echo(f"{source}: {licence}", err=True)

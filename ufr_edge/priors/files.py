@@ -30,11 +30,13 @@ from ufr_edge.priors.model import DiffusionPrior
 from ufr_edge.priors.schedule import BASE_STEPS, BETA_END, BETA_START
 from ufr_edge.restorers.checkpoints import why_unreadable
 from ufr_edge.restorers.registry import KNOWN_MODELS, find_known, recognise, require_licence
-from ufr_edge.weights import WEIGHTS_DIR
+from ufr_edge.weights import WEIGHTS_DIR, find_weights
 
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 _PICKLED = "diffusion_pytorch_model.bin"
 _FILES = (".pth", ".pt", ".ckpt", ".safetensors")
+_CARD = "README.md"  # the hub's model card, also beside a prior that was fetched by hand
+_CARD_LICENCE = re.compile(r"^(license|license_name):[ \t]*(\S.*?)?[ \t]*$(?:\n[ \t]*-[ \t]*(\S.*?)[ \t]*$)?", re.MULTILINE)
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # What the sampler takes for granted; a scheduler that leaves a key out gets diffusers' own default.
 _SCHEDULE = {
@@ -73,17 +75,38 @@ def load_prior(source: str | Path) -> DiffusionPrior:
 
 
 def prior_licence(source: str | Path, *, accept: bool = False) -> str | None:
-    """Return the licence of a known prior, or of the file of one, in words; None for any other.
+    """Return a prior's licence in words: of a known one or its file, of a shipped one's card, or of the model card
+    (README.md) that lies in the folder or came from the hub; None where none of them states it.
 
     With `accept`, a restricted one is accepted for this cache folder; without it, and as long as it is not,
     ConfigError is raised. Errors as in `find_prior` too.
     """
     known = KNOWN_MODELS.get(str(source)) or recognise(Path(source))
     if known is None or known.kind != "prior":
-        return None
+        return _stated_licence(find_prior(source))
     find_prior(source)  # first what is missing, then what is to be accepted, as for restorers
     require_licence(known, accept=accept)
     return f"code {known.code_licence}; weights {known.weights_licence}"
+
+
+def is_shipped(source: str | Path) -> bool:
+    """Whether a prior is one of those that this package ships. Errors as in `find_prior`."""
+    return find_prior(source).parent == WEIGHTS_DIR
+
+
+def _stated_licence(path: Path) -> str | None:
+    """What the card of a shipped prior states, or the front matter of a model card in its folder."""
+    if path.parent == WEIGHTS_DIR and (path / "card.json").is_file():
+        card = find_weights(path.name).card
+        return f"code {card['code_licence']}; weights {card['weights_licence']}"
+    if not (path / _CARD).is_file():
+        return None
+    parts = (path / _CARD).read_text(encoding="utf-8", errors="replace").split("---\n", 2)
+    if len(parts) < 3 or parts[0].strip():
+        return None
+    found = {key: (own or listed or "").strip("'\" ") for key, own, listed in _CARD_LICENCE.findall(parts[1])}
+    words = found.get("license_name") or found.get("license")
+    return f"weights {words}, as its model card" if words else None
 
 
 def find_prior(source: str | Path) -> Path:
@@ -186,7 +209,7 @@ def _check_outputs(prior: DiffusionPrior, folder: Path) -> None:
 
 
 def _fetch(hub_id: str) -> Path:
-    wanted = [f"{part}{name}" for part in ("", "unet/", "scheduler/") for name in ("*.json", "*.safetensors")]
+    wanted = [_CARD, *(f"{part}{name}" for part in ("", "unet/", "scheduler/") for name in ("*.json", "*.safetensors"))]
     pickled = [f"{part}{_PICKLED}" for part in ("", "unet/")]
     try:
         folder = Path(snapshot_download(hub_id, allow_patterns=wanted, local_files_only=is_offline()))

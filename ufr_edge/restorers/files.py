@@ -137,11 +137,11 @@ def load_restorer(source: str | Path) -> LoadedRestorer:
     except RuntimeError as exc:
         msg = f"{path} says it is {arch} but its tensors do not fit: {str(exc).splitlines()[-1].strip()}"
         raise ModelFileError(msg) from exc
-    meta = {**_card_licences(path), **header}
+    meta = {**card_licences(path), **header}
     return LoadedRestorer(model=model.eval(), arch=arch, side=int(header.get("side", 256)), meta=meta, path=path)
 
 
-def _card_licences(path: Path) -> dict[str, str]:
+def card_licences(path: Path) -> dict[str, str]:
     """The licences that the card of a shipped restorer states; none for other files. Raises ModelFileError."""
     if path.parent.parent != WEIGHTS_DIR or not (path.parent / "card.json").is_file():
         return {}
