@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 from ufr_edge.cli import main
-from ufr_edge.demo.onsite import OnsiteDemoConfig, OnsiteReport, run_onsite_demo
+from ufr_edge.demo.onsite import OnsiteDemoConfig, OnsiteReport, run_onsite_demo, watch
 from ufr_edge.demo.onsite_chart import lanes, timeline_svg
 from ufr_edge.demo.onsite_film import Doorway, Reel, Site, film_clip, share_out
 from ufr_edge.demo.onsite_report import face_strip, figures, lead, since_switch, write_onsite_report
@@ -33,6 +33,7 @@ from ufr_edge.demo.onsite_story import (
     verdicts,
     windows,
 )
+from ufr_edge.demo.onsite_watch import WatchedConfig
 from ufr_edge.demo.scene import write_truth
 from ufr_edge.errors import ConfigError, InputFileError, OutputError
 from ufr_edge.runtime.frame import Frame
@@ -139,6 +140,20 @@ def test_a_doorway_shows_two_people_and_comes_again_the_same() -> None:
     assert not np.array_equal(scene.clean(0)[:, :160], scene.clean(0)[:, 160:])
     with pytest.raises(ConfigError, match="2 people"):
         Doorway(people[:1], SMALL, lambda frame, _: frame, frames_each=2, take=0)
+
+
+def test_it_asks_for_as_many_usable_faces_as_watch_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[WatchedConfig] = []
+
+    def watched(_: str, __: Path, ___: Path, config: WatchedConfig, **____: object) -> Trace:
+        seen.append(config)
+        return trace()
+
+    monkeypatch.setattr("ufr_edge.demo.onsite.watch_site", watched)
+    watch(make_reel(), tmp_path, OnsiteDemoConfig(least_faces=40), tell=lambda _: None)
+    (config,) = seen
+    assert config.onsite.least_faces == 40
+    assert config.readapt[config.readapt.index("--least-faces") + 1] == "30"
 
 
 def make_reel() -> Reel:

@@ -74,6 +74,11 @@ class OnsiteConfig:
             msg = "--readapt is auto, ask or off; least_faces 1 or more, rest_s 0 or more."
             raise ConfigError(msg)
 
+    @property
+    def least_usable(self) -> int:
+        """So many of `least_faces` must be usable: a quarter may be dark, or removed by the recorder's ring meanwhile."""
+        return 3 * self.least_faces // 4
+
 
 class OnsiteLoop:
     """Decides when to re-adapt. For one thread; made by `open_onsite`."""

@@ -62,8 +62,7 @@ def command(
         msg = "Re-adaptation needs recorded faces: give --record FOLDER, or --readapt off."
         raise click.UsageError(msg)
     config = OnsiteConfig(mode=cast(Mode, readapt), least_faces=least_faces, rest_s=rest_minutes * 60)
-    # A quarter of those recorded may turn out dark, or be removed by the recorder's ring meanwhile.
-    options = ["--steps", str(readapt_steps), "--least-faces", str(3 * least_faces // 4), "--keep", str(keep)]
+    options = ["--steps", str(readapt_steps), "--least-faces", str(config.least_usable), "--keep", str(keep)]
     options += ["--camera", given["camera"]] if given["camera"] else []
     options += [] if real is None else ["--real", str(real)]
 

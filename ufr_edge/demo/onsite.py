@@ -78,8 +78,9 @@ _FRAMES_TO_MEASURE = 4  # of each of those unseen
 @dataclass(frozen=True, kw_only=True)
 class OnsiteDemoConfig:
     """before, after: presets, the camera as it was and as it becomes. before_s: how long the first is played at least;
-    most_minutes: when the stream ends in any case. shift_s: how long each two people stay. steps, least_faces: of the
-    re-adaptation. stream: paced, as a camera is. oracle: train one on the true pairs of the same faces, to
+    most_minutes: when the stream ends in any case. shift_s: how long each two people stay. steps: of the re-adaptation.
+    least_faces: recorded since drift was raised before it begins; as under `watch` three quarters of them must be
+    usable, or one dark face would end the story. stream: paced, as a camera is. oracle: train one on the true pairs of the same faces, to
     know how far one could come.
     """
 
@@ -208,10 +209,11 @@ def install_base(people: People, out: Path, config: OnsiteDemoConfig) -> None:
 
 def watch(reel: Reel, out: Path, config: OnsiteDemoConfig, *, tell: Tell) -> Trace:
     """Play the reel into the loop of `ufr-edge watch --readapt auto`."""
+    loop = OnsiteConfig(mode="auto", least_faces=config.least_faces)
     watched = WatchedConfig(
-        onsite=OnsiteConfig(mode="auto", least_faces=config.least_faces),
+        onsite=loop,
         swap=config.swap,
-        readapt=("--steps", str(config.steps), "--least-faces", str(config.least_faces)),
+        readapt=("--steps", str(config.steps), "--least-faces", str(loop.least_usable)),
         camera=CAMERA,
         linger_s=config.linger_s,
         stream=config.stream,
