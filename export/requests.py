@@ -62,6 +62,9 @@ def plan_requests(formats: Sequence[str], precisions: Sequence[str]) -> tuple[En
 def parse_request(name: str) -> EngineRequest:
     """Read the name of an engine, such as `tensorrt-rtx-fp16`. Raises ConfigError as EngineRequest does."""
     format, _, precision = name.rpartition("-")
+    if not format:
+        msg = f"{name!r} is no name of an engine. Give FORMAT-PRECISION, such as tensorrt-fp16 or openvino-int8."
+        raise ConfigError(msg)
     return EngineRequest(format=format, precision=precision)
 
 

@@ -7,6 +7,7 @@ crash inside the builder ends in a BuildError with its log, and its memory is gi
 from __future__ import annotations
 
 import json
+import math
 import re
 import signal
 import subprocess
@@ -48,8 +49,8 @@ class BuildLimits:
     timeout_s: float = 3600.0
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for a limit that is not positive."""
-        if self.max_batch < 1 or self.workspace_mib < 1 or not self.timeout_s > 0:
+        """Raise ConfigError for a limit that is not positive, or a time that is not finite."""
+        if self.max_batch < 1 or self.workspace_mib < 1 or not 0 < self.timeout_s < math.inf:
             msg = f"A TensorRT build takes a batch, a workspace and a time limit above 0; got {self}."
             raise ConfigError(msg)
 

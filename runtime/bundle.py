@@ -159,6 +159,7 @@ def choose_engine(
     """
     fitting, refusals = rank_engines(manifest, fingerprint=fingerprint, backends=backends, wanted=wanted)
     if not fitting:
+        _check_name(manifest, wanted)
         raise _none_fits(manifest, _of_named(refusals, wanted), path)
     best = fitting[0]
     outrun = [(entry.name, _why_behind(entry, best)) for entry in fitting[1:]]
@@ -293,6 +294,14 @@ def _of_named(
     """What is wrong with the engine named, where the bundle has it: that the others are called otherwise says nothing."""
     named = [item for item in refusals if wanted is not None and item[0] == wanted.name]
     return named or refusals
+
+
+def _check_name(manifest: Manifest, wanted: Wanted | None) -> None:
+    """Raise ConfigError when an engine is wanted by a name that the bundle does not have."""
+    names = [entry.name for entry in manifest.engines]
+    if names and wanted is not None and wanted.name is not None and wanted.name not in names:
+        msg = f"The bundle {manifest.name} has no engine {wanted.name!r}; it has: {', '.join(names)}."
+        raise ConfigError(msg)
 
 
 def _none_fits(

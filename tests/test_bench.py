@@ -295,6 +295,13 @@ def test_a_rate_that_is_not_reached_exits_with_3(bundle: Path) -> None:
     assert "--min-fps asks for 1e+12" in slow.output
 
 
+@pytest.mark.parametrize("value", ["nan", "inf", "0", "-1", "fast"])
+def test_a_rate_that_lets_everything_pass_is_refused(bundle: Path, value: str) -> None:
+    result = CliRunner().invoke(main, ["bench", str(bundle), "--min-fps", value])
+    assert result.exit_code == 2
+    assert "--min-fps" in result.output and "engine  " not in result.output
+
+
 def test_a_bundle_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["bench", str(tmp_path / "gone.ufr")])
     assert result.exit_code == 1

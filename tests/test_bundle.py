@@ -80,7 +80,7 @@ def test_what_was_asked_for_is_what_runs(bundle: Path) -> None:
     assert open_bundle_engine(bundle, backend="onnxruntime").info.backend == "onnxruntime"
     with pytest.raises(ConfigError, match=r"precision int8 was asked for.*it is fp32"):
         open_bundle_engine(bundle, precision="int8")
-    with pytest.raises(ConfigError, match="name nope was asked for"):
+    with pytest.raises(ConfigError, match="The bundle .* has no engine 'nope'; it has: "):
         open_bundle_engine(bundle, engine="nope")
 
 

@@ -146,7 +146,7 @@ def test_the_command_wants_something_to_do(bundle: Path) -> None:
 
 def test_names_of_engines_are_read() -> None:
     assert parse_request("tensorrt-rtx-int8") == EngineRequest(format="tensorrt-rtx", precision="int8")
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError, match="'openvino' is no name of an engine. Give FORMAT-PRECISION"):
         parse_request("openvino")
 
 

@@ -122,7 +122,7 @@ def test_memory_is_looked_at_before_the_build(tmp_path: Path, monkeypatch: pytes
         check_memory(source, "tensorrt", BuildLimits())
 
 
-@pytest.mark.parametrize("wrong", [{"max_batch": 0}, {"workspace_mib": 0}, {"timeout_s": 0.0}])
+@pytest.mark.parametrize("wrong", [{"max_batch": 0}, {"workspace_mib": 0}, {"timeout_s": 0.0}, {"timeout_s": float("inf")}])
 def test_limits_are_above_zero(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="above 0"):
         BuildLimits(**wrong)

@@ -164,6 +164,24 @@ def test_the_command_prints_drops_and_exits_with_3_over_the_limit(tmp_path: Path
     assert value["engines"][1]["drop"]["worst_db"] > 0.3
 
 
+@pytest.mark.parametrize(
+    "order",
+    [
+        "verify a.ufr --max-drop",
+        "verify a.ufr --max-worst",
+        "verify a.ufr --min-psnr",
+        "bundle rebuild a.ufr --all-misfits --max-drop",
+        "export edge-m-256 -o a.ufr --max-drop",
+        "export edge-m-256 -o a.ufr --gate-time",
+    ],
+)
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_a_limit_that_lets_everything_pass_is_refused(order: str, value: str) -> None:
+    result = CliRunner().invoke(main, [*order.split(), value])
+    assert result.exit_code == 2, result.output
+    assert value in result.output and not Path("a.ufr").exists()
+
+
 def test_names_of_faces_do_not_depend_on_the_order_of_files(tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path / "a.ufr")
     value = json.loads((bundle / "manifest.json").read_text())

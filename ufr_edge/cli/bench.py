@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from ufr_edge.cli.numbers import Finite
 from ufr_edge.cli.tables import print_table
 from ufr_edge.errors import GateFailedError
 from ufr_edge.files import atomic_file, write_json
@@ -43,7 +44,9 @@ from ufr_edge.runtime.machine import machine_name
     help="Folder for bench.json, bench.md and, with matplotlib, bench.png (a histogram).",
 )
 @click.option(
-    "--min-fps", type=float, help="Exit with 3 when the first engine restores fewer faces a second."
+    "--min-fps",
+    type=Finite(0, min_open=True),
+    help="Exit with 3 when the first engine restores fewer faces a second, at its best batch size.",
 )
 def command(
     bundle: Path,

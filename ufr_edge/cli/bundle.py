@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ufr_edge.cli.numbers import Finite
 from ufr_edge.cli.options import sha256_option, tensorrt_options
 from ufr_edge.cli.tables import parity_cells, print_table
 from ufr_edge.errors import BundleError
@@ -97,7 +98,7 @@ def schema() -> None:
 )
 @click.option(
     "--max-drop",
-    type=click.FloatRange(0),
+    type=Finite(0),
     default=0.3,
     show_default=True,
     help="Exit with 3 when an engine loses more dB against the fp32 ONNX; the bundle is then as it was.",

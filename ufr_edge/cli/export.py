@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, NoReturn
 
 import click
 
+from ufr_edge.cli.numbers import Finite
 from ufr_edge.cli.options import licence_option, tell_licences, tensorrt_options
 from ufr_edge.cli.tables import parity_cells, print_table
 from ufr_edge.errors import InputFileError
@@ -86,7 +87,7 @@ def _read_drop(_: click.Context, __: click.Parameter, value: str) -> float | Non
 )
 @click.option(
     "--gate-time",
-    type=click.FloatRange(0),
+    type=Finite(0),
     default=120.0,
     show_default=True,
     help="Seconds per engine for putting layers back to higher precision.",

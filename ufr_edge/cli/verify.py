@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ufr_edge.cli.numbers import Finite
 from ufr_edge.cli.tables import parity_cells, print_table
 from ufr_edge.errors import GateFailedError
 from ufr_edge.progress import progress_bar
@@ -26,16 +27,16 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--max-drop",
-    type=click.FloatRange(0),
+    type=Finite(0),
     help="Exit with 3 when an engine loses more (mean PSNR in dB) against fp32.",
 )
 @click.option(
     "--max-worst",
-    type=click.FloatRange(0),
+    type=Finite(0),
     help="Exit with 3 when an engine loses more on its worst face.  [default with --max-drop: 1.0]",
 )
 @click.option(
-    "--min-psnr", type=float, help="Exit with 3 when an engine lies below this PSNR (dB) to the fp32 ONNX."
+    "--min-psnr", type=Finite(), help="Exit with 3 when an engine lies below this PSNR (dB) to the fp32 ONNX."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.option("--no-progress", is_flag=True, help="Show no progress bar.")
