@@ -22,6 +22,7 @@ from ufr_edge.runtime.live.events import EventLog
 from ufr_edge.runtime.live.session import open_engines
 from ufr_edge.runtime.live.sinks import LiveFrame, Sink, SinkContext
 from ufr_edge.runtime.live.sources import LiveSource, SourceConfig, open_live_source
+from ufr_edge.runtime.live.stages import ChoosesEngine
 from ufr_edge.runtime.live.stats import Labels, LiveStats, StatsBoard
 from ufr_edge.runtime.live.stream import LiveStream, StreamConfig
 from ufr_edge.runtime.live.timecode import read_code
@@ -76,9 +77,20 @@ def opened(
     bundle: Path, sinks: Sequence[Sink], camera: Camera, config: StreamConfig, *, engine: str | None = None
 ) -> Iterator[tuple[LiveStream, EventLog]]:
     """A stream of the camera through the bundle into the sinks, warm. Raises UfrEdgeError."""
+    with (
+        open_engines(bundle, engine=engine) as engines,
+        opened_around(engines, sinks, camera, config) as both,
+    ):
+        yield both
+
+
+@contextmanager
+def opened_around(
+    engines: ChoosesEngine, sinks: Sequence[Sink], camera: Camera, config: StreamConfig
+) -> Iterator[tuple[LiveStream, EventLog]]:
+    """The same through engines that are open. Raises UfrEdgeError."""
     stop, events = threading.Event(), EventLog()
     with ExitStack() as stack:
-        engines = stack.enter_context(open_engines(bundle, engine=engine))
         detector = stack.enter_context(open_detector(engines.full, RunConfig()))
         source = stack.enter_context(closing(camera(stop, events)))
         labels = Labels(
@@ -93,10 +105,8 @@ def opened(
         for each in filter(None, (engines.full, engines.smaller)):
             side = each.info.side or 256
             each.infer(np.zeros((1, side, side, 3), np.uint8))
-        yield (
-            LiveStream(source, sinks, pipeline, engines, config, board=board, events=events, stop=stop),
-            events,
-        )
+        stream = LiveStream(source, sinks, pipeline, engines, config, board=board, events=events, stop=stop)
+        yield stream, events
 
 
 def live_camera(size: str, rate: int) -> Camera:
