@@ -8,17 +8,18 @@ import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from ufr_edge.errors import BundleError, ConfigError, InputFileError
 from ufr_edge.files import check_free, disk_errors, sha256_file, write_json
 from ufr_edge.runtime.bundle_archive import ArchiveLimits, pack_files, unpack_files
 from ufr_edge.runtime.face_store import INDEX
 from ufr_edge.runtime.images import is_image
+from ufr_edge.runtime.lock import own_folder
 from ufr_edge.runtime.manifest import MANIFEST, check_name
 
 FACES_SUFFIX = ".ufrf"
 LIMITS = ArchiveLimits(files=50_000, file_bytes=64 << 20, total_bytes=8 << 30)
+_PLACE = ".ufr-edge-pack-"
 _KIND = "ufr-edge-faces-1"
 
 
@@ -26,8 +27,8 @@ def pack_faces(folder: Path, out: Path, *, overwrite: bool = False) -> int:
     """Write the pictures of a folder, and its index, as the file `out` (NAME.ufrf); returns how many pictures.
 
     The file is for its owner only: it shows people. A recorder may be at work in the folder: what it removes before it
-    is held is left out. Raises ConfigError (name), InputFileError (no pictures),
-    OutputError, BundleError (more than `LIMITS`).
+    is held is left out. The links that a killed call left beside `out` are removed.
+    Raises ConfigError (name), InputFileError (no pictures), OutputError, BundleError (more than `LIMITS`).
     """
     if out.suffix != FACES_SUFFIX:
         msg = f"An archive of faces has a name in {FACES_SUFFIX}; got {out}. Give -o NAME{FACES_SUFFIX}"
@@ -40,13 +41,11 @@ def pack_faces(folder: Path, out: Path, *, overwrite: bool = False) -> int:
             f"{folder} holds no faces. Record some: ufr-edge stream SOURCE SINK --bundle B --record {folder}"
         )
         raise InputFileError(msg)
-    with disk_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".ufr-edge-pack-", dir=out.parent) as place:
+    with own_folder(out.parent, _PLACE) as place:
         with disk_errors(out):
-            paths = _held([folder / INDEX, *pictures], Path(place))
+            paths = _held([folder / INDEX, *pictures], place)
         digests = {name: sha256_file(path) for name, path in paths.items()}
-        manifest = Path(place) / MANIFEST
+        manifest = place / MANIFEST
         write_json(manifest, {"kind": _KIND, "files": digests})
         pack_files({MANIFEST: manifest, **paths}, digests, out, limits=LIMITS, mode=0o600)
     return len([name for name in paths if name != INDEX])

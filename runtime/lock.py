@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from ufr_edge.errors import OutputError
+from ufr_edge.files import disk_errors
 
 _POLL_S = 0.05
+_DAY_S = 86_400.0
+_OWNED = ".lock"
 _BUSY = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
 
 
@@ -33,6 +38,35 @@ def file_lock(path: Path, *, timeout_s: float = 600.0) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+@contextmanager
+def own_folder(parent: Path, prefix: str) -> Iterator[Path]:
+    """Yield a new folder in `parent`, for this process alone, and remove it at the end.
+
+    Those of the same prefix that killed processes left there are removed first; one that lives holds a lock in its own.
+    Raises OutputError.
+    """
+    _remove_left(parent, prefix)
+    with disk_errors(parent):
+        parent.mkdir(parents=True, exist_ok=True)
+        place = TemporaryDirectory(prefix=prefix, dir=parent, ignore_cleanup_errors=True)
+    with place as name, ExitStack() as stack:
+        with suppress(OutputError):  # a disk without locks: nobody then removes what has one
+            stack.enter_context(file_lock(Path(name) / _OWNED, timeout_s=0.0))
+        yield Path(name)
+
+
+def _remove_left(parent: Path, prefix: str) -> None:
+    for folder in parent.glob(f"{prefix}*"):
+        if folder.is_symlink() or not folder.is_dir():
+            continue
+        with suppress(OSError, OutputError):  # it is in use, or gone meanwhile
+            lock = folder / _OWNED
+            # Without a lock it was made this moment, or by an earlier release: a day later nobody uses it.
+            if lock.is_file() or time.time() - folder.stat().st_mtime > _DAY_S:
+                with file_lock(lock, timeout_s=0.0):
+                    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _open(path: Path) -> int:
