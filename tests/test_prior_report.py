@@ -26,12 +26,14 @@ from ufr_edge.adaptation.prior_figures import (
     identity_figures,
     target_figures,
     unconditional,
+    variance_choices,
 )
 from ufr_edge.adaptation.prior_pages import (
     epsilon_table,
     frechet_note,
     frechet_table,
     identity_table,
+    prior_markdown,
     target_table,
 )
 from ufr_edge.adaptation.prior_report import PriorReportConfig, report_prior
@@ -40,6 +42,7 @@ from ufr_edge.cli import main
 from ufr_edge.errors import ConfigError, InputFileError, OutputError, ShapeError
 from ufr_edge.files import read_json
 from ufr_edge.priors.features import PriorFeatures, prior_feature_distance
+from ufr_edge.priors.model import build_prior
 from ufr_edge.runtime.engines.base import EngineInfo
 from ufr_edge.runtime.faces.detect import Face
 
@@ -195,6 +198,35 @@ def test_a_report_has_every_part_and_is_taken_over_the_second_time(place: tuple[
         assert name in page
         assert (out / name).is_file()
     assert "No Fréchet distances" in page and "(the floor)" not in page
+
+
+def test_the_variances_of_the_sampler_are_compared(place: tuple[str, Path, str], tmp_path: Path) -> None:
+    prior, faces, restorer = place
+    with pytest.raises(ConfigError, match="on a restorer's output"):
+        PriorReportConfig(prior=prior, variances=True)
+    given = {**QUICK, "fast_steps": 3, "restorer": restorer, "degrade": "raw-iso3000-x4", "variances": True}
+    config = PriorReportConfig(prior=prior, **given)  # type: ignore[arg-type]
+    figures = report_prior(faces, tmp_path / "report", config, show=False).figures
+    found = figures["variances"]
+    assert set(found) == {"paper, posterior", "paper, beta", "light, posterior", "light, beta"}
+    # A few calls take the posterior's by themselves: those targets are not drawn twice.
+    assert found["paper, posterior"] == figures["targets"]["paper"]
+    assert {p.name for p in (tmp_path / "report").glob("variances-*")} == {"variances-paper-beta", "variances-light-beta"}
+    assert found["paper, beta"]["detail_ratio"] > found["paper, posterior"]["detail_ratio"]  # it leaves more noise
+    record = read_json(tmp_path / "report" / "report.json")
+    assert record["command"].endswith("--variances") and "| light, beta |" in prior_markdown(record)
+    assert "light, beta" in (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+
+
+def test_a_prior_that_predicts_its_variance_is_run_with_fixed_ones_too() -> None:
+    learned = build_prior(side=SIDE, channels=(32, 32), learn_variance=True).eval()
+    choices = variance_choices(learned)
+    assert set(choices) == {"learned", "posterior", "beta"}
+    assert set(variance_choices(small_prior())) == {"posterior", "beta"}
+    x, t = torch.zeros(1, 3, SIDE, SIDE), torch.tensor([60])
+    with torch.no_grad():
+        assert choices["learned"](x, t).shape[1] == 6
+        assert torch.equal(choices["beta"](x, t), choices["learned"](x, t)[:, :3])
 
 
 def test_a_stopped_report_goes_on_with_the_missing_faces(place: tuple[str, Path, str], tmp_path: Path) -> None:

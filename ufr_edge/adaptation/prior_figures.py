@@ -21,7 +21,7 @@ from ufr_edge.metrics.quality import psnr
 from ufr_edge.metrics.spectrum import high_frequency_energy
 from ufr_edge.priors.features import PriorFeatures
 from ufr_edge.priors.model import DiffusionPrior, base_abar
-from ufr_edge.priors.sampler import ImageNoise, SamplerConfig, add_noise, sample_targets
+from ufr_edge.priors.sampler import Denoiser, ImageNoise, SamplerConfig, add_noise, sample_targets
 from ufr_edge.priors.wiener import wiener_estimate
 from ufr_edge.progress import Advance
 from ufr_edge.runtime.faces.detect import Detects
@@ -74,6 +74,21 @@ def unconditional(
     device = next(prior.parameters()).device
     grey = torch.full((len(seeds), 3, side, side), 0.5, device=device)
     return to_uint8(sample_targets(prior, grey, config, seeds))
+
+
+def variance_choices(prior: DiffusionPrior) -> dict[str, Denoiser]:
+    """The variances that a chain over this prior can have, and what to run it with; `sampler.variance` names the fixed.
+
+    "posterior" and "beta" for every prior, and "learned" for one that predicts its own: for the fixed ones that is cut off.
+    """
+    if not prior.learns_variance:
+        return {"posterior": prior, "beta": prior}
+
+    def noise_alone(x: Tensor, t: Tensor) -> Tensor:
+        predicted: Tensor = prior(x, t)
+        return predicted[:, :3]
+
+    return {"learned": prior, "posterior": noise_alone, "beta": noise_alone}
 
 
 def target_figures(targets: Images, restored: Images, truth: Images) -> Figures:

@@ -19,6 +19,11 @@ DETAIL_WITHIN = 0.2
 FRECHET_FACES = 64
 """Faces a set below which a Fréchet distance tells nothing: with 16, clean faces lie further apart than resampled ones."""
 
+VARIANCES = (
+    "The same targets from the same noise under each variance of the sampler's steps: the posterior's, beta, and learned "
+    "where the prior predicts its own (ours do not):"
+)
+
 Row = Sequence[str]
 
 
@@ -29,6 +34,9 @@ def write_pages(out: Path, record: Mapping[str, Any]) -> None:
     sections = [_epsilon(figures["epsilon"]), _identity(figures["identity"])]
     if "targets" in figures:
         sections += _targets(figures["targets"], record["config"])
+    if "variances" in figures:
+        head, rows = target_table(figures["variances"])
+        sections.append(Section(title="The sampler's variance", text=VARIANCES, head=head, rows=rows))
     sections += _samples(figures["frechet"])
     lead = f"{record['parameters']:,} parameters, {record['faces']} held-out faces. Made by: {record['command']}"
     write_report(out / "index.html", title=f"Report on {record['config']['prior']}", lead=lead, sections=sections)
@@ -53,6 +61,8 @@ def prior_markdown(record: Mapping[str, Any]) -> str:
         made = f"{config['restorer']} on {config['degrade']}"
         said = f"The output of {made}, passed through the sampler{calls} (detail: share of that of the clean faces):"
         parts += [said, markdown_table(*target_table(figures["targets"]))]
+    if "variances" in figures:
+        parts += [VARIANCES, markdown_table(*target_table(figures["variances"]))]
     head, rows = frechet_table(figures["frechet"])
     parts += [frechet_note(figures["frechet"]), *([markdown_table(head, rows)] if rows else [])]
     return "\n\n".join(parts)

@@ -25,6 +25,7 @@ from ufr_edge.adaptation.prior_figures import (
     identity_figures,
     target_figures,
     unconditional,
+    variance_choices,
 )
 from ufr_edge.adaptation.prior_pages import FRECHET_FACES, write_pages
 from ufr_edge.adaptation.restorer_task import restore_batch
@@ -36,7 +37,7 @@ from ufr_edge.errors import ConfigError
 from ufr_edge.files import check_replaceable, read_json, sha256_file, write_json
 from ufr_edge.priors.features import PriorFeatures
 from ufr_edge.priors.files import load_prior, prior_digest
-from ufr_edge.priors.sampler import LIGHT_TOUCH, PAPER_CODEFORMER, SamplerConfig
+from ufr_edge.priors.sampler import LIGHT_TOUCH, PAPER_CODEFORMER, Denoiser, SamplerConfig
 from ufr_edge.progress import progress_bar
 from ufr_edge.restorers.loading import find_restorer, load_any_restorer
 from ufr_edge.runtime.faces.detect import FaceDetector
@@ -58,7 +59,8 @@ class PriorReportConfig:
 
     `count` held-out faces are drawn by `seed`, and as many others to compare sets with. `restorer` and `degrade` (a
     preset) add what the sampler makes of that restorer's output. `fast_steps`: so many calls of the prior a face in
-    place of all of a chain's; `sample_calls`: those of an unconditional sample.
+    place of all of a chain's; `sample_calls`: those of an unconditional sample. `variances`: compare the targets under
+    each variance the sampler can have (posterior, beta, and learned where the prior predicts one).
     """
 
     prior: str = "prior-256"
@@ -68,6 +70,7 @@ class PriorReportConfig:
     degrade: str | None = None
     fast_steps: int | None = None
     sample_calls: int = 50
+    variances: bool = False
     batch: int = 8
     precision: str = "auto"
     device: str = "auto"
@@ -76,6 +79,9 @@ class PriorReportConfig:
         """Raise ConfigError for what does not go together."""
         if (self.restorer is None) != (self.degrade is None):
             msg = "A restorer's output needs both: --restorer edge-m-256 --degrade raw-iso3000-x4."
+            raise ConfigError(msg)
+        if self.variances and self.restorer is None:
+            msg = "Variances are compared on a restorer's output: --restorer edge-m-256 --degrade raw-iso3000-x4."
             raise ConfigError(msg)
         if min(self.count, self.batch, self.sample_calls, self.fast_steps or 1) < 1:
             msg = "count, batch, sample_calls and fast_steps must be at least 1."
@@ -105,6 +111,7 @@ class PriorReportConfig:
             words += ["--fast-steps", str(self.fast_steps)]
         if self.restorer and self.degrade:
             words += ["--restorer", self.restorer, "--degrade", self.degrade]
+        words += ["--variances"] if self.variances else []
         return shlex.join(words)
 
 
@@ -134,6 +141,8 @@ def report_prior(
     parts: dict[str, Callable[[], Figures]] = {"epsilon": work.epsilon, "identity": work.identity}
     if config.restorer:
         parts["targets"] = work.targets
+    if config.variances:
+        parts["variances"] = work.variances
     parts["frechet"] = work.frechet
     figures = {name: work.part(name, make) for name, make in parts.items()}
     record = {
@@ -195,7 +204,7 @@ class _Work:
     def _settings_of(self, name: str) -> dict[str, Any]:
         """What the part or stack NAME depends on, beside the code."""
         settings = {**self.made_by, **{key: getattr(self.config, key) for key in _DEPENDS.get(name, _CHAIN)}}
-        if name.startswith("targets"):
+        if name.startswith(("targets", "variances")):
             settings["restorer"] = sha256_file(find_restorer(self.config.restorer or ""))
             settings["degrade"] = self.config.degrade
         return settings
@@ -228,11 +237,14 @@ class _Work:
         """One seed per face and purpose, whatever the batch."""
         return [image_seed(self.config.seed, f"{purpose}:{self.faces.names[i]}") for i in chosen]
 
-    def resample(self, name: str, references: Images, sampler: SamplerConfig) -> Images:
+    def resample(
+        self, name: str, references: Images, sampler: SamplerConfig, prior: Denoiser | None = None
+    ) -> Images:
         """Run the sampler over `references`, once each."""
 
         def make(chosen: list[int]) -> Images:
-            return sample_batch(self.prior, references[chosen], sampler, self.seeds(chosen, "chain"), self.device)
+            seeds = self.seeds(chosen, "chain")
+            return sample_batch(prior or self.prior, references[chosen], sampler, seeds, self.device)
 
         return self.stack(name, make)
 
@@ -260,12 +272,18 @@ class _Work:
         with FaceDetector(backend="onnxruntime") as detector:
             return identity_figures(new, clean, self.features, detector)
 
+    @cached_property
+    def restored(self) -> tuple[Images, Images]:
+        """The degraded faces, and what the restorer makes of them."""
+        preset, seed = self.config.degrade or "", self.config.seed
+        clean = zip(self.faces.images, self.numbers, strict=True)
+        lq = np.stack([degrade(face, preset, seed=seed + n) for face, n in clean])
+        model = place(load_any_restorer(self.config.restorer or "").model, self.device)
+        return lq, restore_batch(model, lq, self.device, batch=self.config.batch)
+
     def targets(self) -> Figures:
         """A restorer's output through the sampler, as adaptation does it."""
-        truth, preset, seed = self.faces.images, self.config.degrade or "", self.config.seed
-        lq = np.stack([degrade(face, preset, seed=seed + n) for face, n in zip(truth, self.numbers, strict=True)])
-        model = place(load_any_restorer(self.config.restorer or "").model, self.device)
-        restored = restore_batch(model, lq, self.device, batch=self.config.batch)
+        truth, (lq, restored) = self.faces.images, self.restored
         drawn = {
             name: self.resample(f"targets-{name}", restored, sampler) for name, sampler in self.samplers.items()
         }
@@ -273,6 +291,22 @@ class _Work:
             columns = {"degraded": lq, "restored": restored, f"resampled ({name})": stack, "truth": truth}
             self.sheet(f"targets-{name}", columns)
         return {name: target_figures(stack, restored, truth) for name, stack in drawn.items()}
+
+    def variances(self) -> Figures:
+        """The same targets, from the same noise, under each variance that the sampler can have."""
+        found = {}
+        for name, sampler in self.samplers.items():
+            for variance, prior in variance_choices(self.prior).items():
+                drawn = self._drawn_with(variance, prior, name, sampler)
+                found[f"{name}, {variance}"] = target_figures(drawn, self.restored[1], self.faces.images)
+        return found
+
+    def _drawn_with(self, variance: str, prior: Denoiser, name: str, sampler: SamplerConfig) -> Images:
+        own = "learned" if self.prior.learns_variance else sampler.fixed_variance
+        if variance == own:  # those of `targets`, drawn once
+            return self.resample(f"targets-{name}", self.restored[1], sampler)
+        fixed = dataclasses.replace(sampler, variance=variance)  # type: ignore[arg-type]
+        return self.resample(f"variances-{name}-{variance}", self.restored[1], fixed, prior)
 
     @cached_property
     def samples(self) -> Images:

@@ -38,8 +38,7 @@ from ufr_edge.config import to_json
 from ufr_edge.errors import BackendUnavailableError, ConfigError, InputFileError, OutputError
 from ufr_edge.files import read_json, sha256_file, write_json
 from ufr_edge.priors.files import load_prior, prior_digest
-from ufr_edge.priors.model import DiffusionPrior
-from ufr_edge.priors.sampler import LIGHT_TOUCH, SamplerConfig, sample_targets
+from ufr_edge.priors.sampler import LIGHT_TOUCH, Denoiser, SamplerConfig, sample_targets
 from ufr_edge.progress import progress_bar
 from ufr_edge.restorers.loading import AnyModel, AnyRestorer, load_any_restorer
 from ufr_edge.runtime.faces.detect import Detects, FaceDetector
@@ -110,7 +109,7 @@ class TargetsReport:
 
 
 def sample_batch(
-    prior: DiffusionPrior, restored: Images, config: SamplerConfig, seeds: Sequence[int], device: torch.device
+    prior: Denoiser, restored: Images, config: SamplerConfig, seeds: Sequence[int], device: torch.device
 ) -> Images:
     """Targets, uint8 (B, S, S, 3), for 8-bit restorer outputs of the same shape. The low-quality input plays no part."""
     return to_uint8(sample_targets(prior, to_tensor(restored, device), config, seeds))

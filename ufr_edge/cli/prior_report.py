@@ -21,6 +21,7 @@ from ufr_edge.cli.options import FOLDER, echo_skipped, licence_option, override,
 @click.option("--degrade", help="Preset that the restorer's input is made with, such as raw-iso3000-x4.")
 @click.option("--fast-steps", type=click.IntRange(1), help="So many calls of the prior a face in place of 150.")
 @click.option("--sample-steps", "sample_calls", type=click.IntRange(1, 249), help="Calls of a sample from noise. [default: 50]")
+@click.option("--variances", is_flag=True, default=None, help="Compare the variances the sampler can have, too.")
 @click.option("--batch", type=click.IntRange(1), help="Faces at once. [default: 8]")
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), help="Precision of the prior. [default: auto]")
 @click.option("--device", help="auto, cpu, cuda:0. [default: auto]")

@@ -46,7 +46,7 @@ class SamplerConfig:
     over the chain in place of all `start` (not in the paper). `variance`: "posterior" (v_i), "beta"
     (b_i) or "auto", for priors that do not predict it; those that do use their own learned range. "auto" is
     "beta" in the full chain, where the posterior's loses fine detail, and "posterior" with `fast_steps`, where
-    beta's leaves noise (measured: docs/quality.md).
+    beta's leaves noise (`ufr-edge prior-report --variances` measures it).
     `samples_per_image`: the target is the mean of this many samples. `precision` is that of the prior
     alone; the state is float32.
 
