@@ -27,7 +27,7 @@ from ufr_edge.restorers.edge import count_macs
 from ufr_edge.restorers.files import load_restorer
 from ufr_edge.weights import WEIGHTS_DIR
 from ufr_edge.weights.card_texts import LICENCE, LIMITS, PRIOR_CARD, RESTORER_CARD
-from ufr_edge.weights.cards import data_block, facts_block, fill_block, restorer_block
+from ufr_edge.weights.cards import data_block, facts_block, fill_block, measured_limits, restorer_block
 
 PAPER = "Kuai et al., Towards Unsupervised Blind Face Restoration using Diffusion Prior, WACV 2025"
 PAUSE = 600.0
@@ -41,7 +41,6 @@ def counted(name: str, folder: Path) -> dict[str, Any]:
         "name": name,
         "code_licence": "Apache-2.0",
         "weights_licence": LICENCE,
-        "limits": list(LIMITS),
         "paper": PAPER,
     }
     if (folder / "unet").is_dir():
@@ -85,11 +84,23 @@ def trained(args: argparse.Namespace) -> dict[str, Any]:
     return {key: value for key, value in said.items() if value is not None}
 
 
+def read_reports(quality: Path) -> list[tuple[str, Any]]:
+    """(command, report) of all that quality.py measured."""
+    jobs = read_json(quality / "index.json")
+    return [(job["commands"][-1], read_json(quality / job["result"])) for job in jobs]
+
+
+def limits_of(card: Mapping[str, Any], quality: Path | None) -> list[str]:
+    """What is said of every model, and what the figures say against this one."""
+    if quality is None:
+        return list(card.get("limits", LIMITS))
+    reports = [(command, report) for command, report in read_reports(quality) if "settings" in report]
+    return [*LIMITS, *(measured_limits(reports, card["name"]) if card["kind"] == "restorer" else [])]
+
+
 def measured(card: Mapping[str, Any], quality: Path) -> tuple[str, Any]:
     """The figures block and the figures for card.json, out of the folder that quality.py wrote."""
-    jobs = read_json(quality / "index.json")
-    reports = [(job["commands"][-1], read_json(quality / job["result"])) for job in jobs]
-    name = card["name"]
+    reports, name = read_reports(quality), card["name"]
     if card["kind"] == "prior":
         for command, report in reports:
             if report.get("kind") == "prior-report" and report["config"]["prior"] == name:
@@ -119,11 +130,8 @@ def data_text(manifest: Path) -> str:
 def new_card(card: Mapping[str, Any]) -> str:
     """The prose of a card that is not there yet."""
     template = PRIOR_CARD if card["kind"] == "prior" else RESTORER_CARD
-    limits = "\n".join(f"- {limit}" for limit in LIMITS)
     summary = card.get("summary", "")
-    return template.format(
-        name=card["name"], side=card["side"], summary=summary, limits=limits, licence=LICENCE
-    )
+    return template.format(name=card["name"], side=card["side"], summary=summary, licence=LICENCE)
 
 
 def fill(name: str, args: argparse.Namespace) -> None:
@@ -131,9 +139,11 @@ def fill(name: str, args: argparse.Namespace) -> None:
     path = args.weights / name
     old = read_json(path / "card.json") if (path / "card.json").is_file() else {}
     card = {**old, **counted(name, path), **trained(args)}
+    card["limits"] = limits_of(card, args.quality)
     text = path / "card.md"
     markdown = text.read_text(encoding="utf-8") if text.is_file() and not args.fresh else new_card(card)
     markdown = fill_block(markdown, "facts", facts_block(card))
+    markdown = fill_block(markdown, "limits", "\n".join(f"- {limit}" for limit in card["limits"]))
     if args.quality:
         figures, card["figures"] = measured(card, args.quality)
         markdown = fill_block(markdown, "figures", figures)

@@ -18,6 +18,7 @@ from ufr_edge.weights.cards import (
     facts_block,
     fill_block,
     in_order,
+    measured_limits,
     restorer_block,
     restorer_table,
     without_markers,
@@ -150,6 +151,27 @@ def test_every_table_of_a_card_stands_under_its_command() -> None:
         restorer_block(reports, "edge-c")
 
 
+def test_the_figures_against_a_restorer_are_its_limits() -> None:
+    plain, weak = report("edge-a", "edge-b"), report("edge-a", preset="raw")
+    weak["figures"]["raw"]["edge-a"]["psnr_db"] = 20.25
+    larger = report("edge-a")
+    larger["settings"]["side"] = 384
+    larger["figures"]["classic"]["edge-a"]["psnr_db"] = 20.5
+    reports = [("ONE", plain), ("TWO", weak), ("THREE", larger)]
+    limits = measured_limits(reports, "edge-a")
+    assert limits == [
+        "At 384 px the same weights gain +0.50 dB over the input on classic, at 256 px +1.00 dB.",
+        "At 512 px they run, but were not measured.",
+        "Of all that was measured it helps least on raw (+0.25 dB): adapt it to such a camera.",
+    ]
+    plain["figures"]["classic"]["edge-b"]["psnr_db"] = 20.95
+    assert measured_limits(reports, "edge-a")[-1] == (
+        "edge-b is within 0.1 dB of it on classic (+0.95 dB, this one +1.00 dB)."
+    )
+    assert "At 384 and 512 px they run" in measured_limits([("ONE", plain)], "edge-b")[0]
+    assert measured_limits(reports, "edge-z") == []
+
+
 def test_presets_stand_in_the_order_they_were_asked_for() -> None:
     both = {**report("a", preset="classic-heavy")["figures"], **report("a", preset="classic-light")["figures"]}
     settings = {"degrade": ["classic-light", "classic-heavy"]}
@@ -233,6 +255,8 @@ def test_a_card_is_made_and_filled_by_one_command(tmp_path: Path, monkeypatch: p
         assert part in text
     card = json.loads((model / "card.json").read_text(encoding="utf-8"))
     assert card["figures"]["classic"]["restored"]["psnr_db"] == 21.0
+    assert "- Of all that was measured it helps least on classic (+1.00 dB)" in text
+    assert card["limits"][-1].startswith("Of all that was measured")
     (model / "card.md").write_text(text.replace("## Limits", "## Limits, by hand"), encoding="utf-8")
     cards.main(args[:5])  # steps and prose stay
     again = (model / "card.md").read_text(encoding="utf-8")
@@ -242,5 +266,5 @@ def test_a_card_is_made_and_filled_by_one_command(tmp_path: Path, monkeypatch: p
 def test_the_shipped_cards_have_every_block() -> None:
     for model in list_weights():
         text = (model.path / "card.md").read_text(encoding="utf-8")
-        for block in ("facts", "data", "figures"):
+        for block in ("facts", "data", "figures", "limits"):
             fill_block(text, block, "x")

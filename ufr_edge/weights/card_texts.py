@@ -30,7 +30,8 @@ Not for identifying, verifying or judging anyone: detail is invented, and a rest
 
 ## Limits
 
-{limits}
+<!-- limits:begin -->
+<!-- limits:end -->
 
 ## Licence
 
@@ -68,7 +69,8 @@ unconditional samples are a check, not a product: it is trained for the noise le
 
 ## Limits
 
-{limits}
+<!-- limits:begin -->
+<!-- limits:end -->
 
 ## Licence
 

@@ -53,6 +53,13 @@ _SAID = {
 """What the figures mean, where they were measured."""
 
 
+OTHER_SIDES = (384, 512)
+"""Sides at which weights of 256 px are to run as well."""
+
+CLOSE_DB = 0.1
+"""dB of PSNR within which a card tells that another restorer does as well."""
+
+
 def fill_block(text: str, name: str, body: str) -> str:
     """Return `text` with what stands between the markers of block `name` replaced. Raises ModelFileError without them."""
     begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
@@ -195,6 +202,40 @@ def restorer_block(reports: Sequence[tuple[str, Mapping[str, Any]]], label: str)
     if sources and all(label in columns for columns in sources.values()):
         parts += [f"By source of the held-out faces, {preset}:", source_table(sources, label)]
     return "\n\n".join(parts)
+
+
+def measured_limits(reports: Sequence[tuple[str, Mapping[str, Any]]], label: str) -> list[str]:
+    """What the figures say against a restorer: other sides, the degradation it helps least with, its siblings.
+
+    `reports`: (command, report) of `ufr-edge eval`; the first is the one that others are held against.
+    """
+    known = [report for _, report in reports if any(label in columns for columns in report["figures"].values())]
+    if not known:
+        return []
+    own, preset = known[0]["settings"]["side"], next(iter(in_order(known[0])))
+    gains = _gains(known[0]["figures"][preset])
+    sides = {report["settings"]["side"]: _gains(report["figures"].get(preset, {})) for report in known}
+    limits = [
+        f"At {side} px the same weights gain {found[label]:+.2f} dB over the input on {preset}, at {own} px {gains[label]:+.2f} dB."
+        for side, found in sides.items()
+        if side != own and label in found
+    ]
+    unseen = [f"{side}" for side in OTHER_SIDES if side not in sides and side != own]
+    limits += [f"At {' and '.join(unseen)} px they run, but were not measured."] if unseen else []
+    same = [report["figures"] for report in known if report["settings"]["side"] == own]
+    every = {name: _gains(columns)[label] for figures in same for name, columns in figures.items()}
+    least = min(every, key=lambda name: every[name])
+    limits.append(f"Of all that was measured it helps least on {least} ({every[least]:+.2f} dB): adapt it to such a camera.")
+    return limits + [
+        f"{name} is within {CLOSE_DB:g} dB of it on {preset} ({gain:+.2f} dB, this one {gains[label]:+.2f} dB)."
+        for name, gain in gains.items()
+        if name != label and abs(gain - gains[label]) <= CLOSE_DB
+    ]
+
+
+def _gains(columns: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """dB of PSNR over the input by restorer, of one preset."""
+    return {name: values["psnr_db"] - columns["input"]["psnr_db"] for name, values in columns.items() if name != "input"}
 
 
 def settings_line(report: Mapping[str, Any]) -> str:
