@@ -49,6 +49,7 @@ from ufr_edge.config import from_json, load_config
 from ufr_edge.errors import ConfigError, InputFileError, ModelFileError, TrainingError
 from ufr_edge.restorers.edge import build_restorer
 from ufr_edge.restorers.files import load_restorer, save_restorer
+from ufr_edge.weights import find_weights
 
 ALL = slice(None)
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -88,6 +89,19 @@ def test_the_stages_follow_each_other() -> None:
     assert losses.pixel == "log_mse" and min(losses.l1, losses.prior_features, losses.adversarial, losses.grid) > 0
     assert sharp.training.discriminator == "prior-features" and sharp.training.adversarial_crop == 128
     assert last.init == "runs/edge-l-256" and last.training == sharp.training
+
+
+def test_the_docs_tell_how_far_the_shipped_weights_were_trained() -> None:
+    text = (CONFIGS.parent / "docs" / "config.md").read_text(encoding="utf-8")
+    first, sharp, large, last = (
+        load_config(PretrainRestorer, CONFIGS / f"{name}.toml").training.steps
+        for name in ("edge-m-256", "edge-m-256-sharp", "edge-l-256", "edge-l-256-sharp")
+    )
+    asked = {"edge-m-256": first + sharp, "edge-l-256": first + large + last}
+    asked["prior-256"] = load_config(PretrainPrior, CONFIGS / "prior-256.toml").training.steps
+    for name, steps in asked.items():
+        card = find_weights(name).card
+        assert f"| {name} | {card['steps']:,} | {steps:,} | {card['hours']} |" in text
 
 
 def test_mixture_is_drawn_by_its_shares() -> None:
