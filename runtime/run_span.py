@@ -7,7 +7,7 @@ made again, or by another process, and every frame is written exactly once.
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -67,6 +67,7 @@ class _Parts:
         self._part = PartWriter(plan.folder.part(span.first))
         self._encoder: Any = None
         self._counted = Tally()
+        self._shown: dict[int, int] = {}
 
     def write(self, frame: SourceFrame, done: Restored) -> None:
         """Encode a frame, into its window's part."""
@@ -80,7 +81,8 @@ class _Parts:
                 self._encoder = open_encoder(
                     self._plan.info, self._coder.size, self._plan.pix_fmt, self._plan.config.encode
                 )
-            self._part.add(self._encoder.encode(self._coder.coded(frame)))
+            self._shown[frame.pts] = frame.duration
+            self._add(self._encoder.encode(self._coder.coded(frame)))
         self._counted.saw(done.count, done.skipped)
         self._job.wrote(self._plan.info.expected)
 
@@ -101,6 +103,12 @@ class _Parts:
     def __exit__(self, *_: object) -> None:
         self._part.__exit__(None, None, None)
 
+    def _add(self, packets: Iterable[Any]) -> None:
+        coded = list(packets)
+        for packet in coded:  # the encoder knows frame rates only; a last frame may be shown for seconds
+            packet.duration = self._shown.pop(packet.pts, 0) or packet.duration
+        self._part.add(coded)
+
     def _begin(self) -> None:
         self._part = PartWriter(self._plan.folder.part(self._window))
         self._encoder, self._counted = None, Tally()
@@ -109,7 +117,7 @@ class _Parts:
         header = ""
         if self._encoder is not None:
             with self._job.clock.stage("encode"):
-                self._part.add(self._encoder.encode(None))
+                self._add(self._encoder.encode(None))
             header = bytes(self._encoder.extradata or b"").hex()
         counted = self._counted
         self._part.finish(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -73,6 +75,17 @@ def reopened_to_die() -> Iterator[StubEngine]:
     yield StubEngine()
 
 
+@contextmanager
+def files_up_to(size: int) -> Iterator[None]:
+    """No file of this process may grow beyond so many bytes: a full disk that needs no disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 def clip_of(folder: Path, frames: int = 45) -> Path:
     return write_clip(folder / "in.mp4", frames, size=(64, 64), sound="aac")
 
@@ -129,6 +142,26 @@ class TestResume:
         assert parts(tmp_path) == ["0000000.part"] and not list(tmp_path.glob(".out.mp4.parts/*.tmp"))
         assert set(threading.enumerate()) <= before
         assert run_path(clip, out, StubEngine(), CONFIG).frames_kept == 10
+
+    @pytest.mark.parametrize("share", [0.04, 1.0])  # in the first part; of the largest: when they are joined
+    def test_a_file_that_may_not_grow_is_named_and_what_is_finished_is_kept(
+        self, tmp_path: Path, share: float
+    ) -> None:
+        clip, out = clip_of(tmp_path), tmp_path / "out.mp4"
+        with pytest.raises(InferenceError):
+            run_path(clip, out, breaking(44), CONFIG)
+        largest = max(path.stat().st_size for path in tmp_path.glob(".out.mp4.parts/*.part"))
+        if share < 1:
+            shutil.rmtree(tmp_path / ".out.mp4.parts")
+        with (
+            files_up_to(round(1.1 * share * largest)),
+            pytest.raises(OutputError, match=r"out\.mp4.*larger than"),
+        ):
+            run_path(clip, out, StubEngine(), CONFIG)
+        assert not out.exists() and not list(tmp_path.rglob("*.tmp"))
+        report = run_path(clip, out, StubEngine(), CONFIG)
+        assert (report.frames_out, report.frames_kept) == (45, 0 if share < 1 else 45)
+        same(read_clip(out), whole(tmp_path, clip))
 
     @pytest.mark.parametrize("change", ["settings", "source", "engine"])
     def test_parts_of_another_job_are_not_used(self, tmp_path: Path, change: str) -> None:

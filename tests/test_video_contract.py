@@ -72,6 +72,21 @@ class TestTime:
         with av.open(str(out)) as container:
             assert container.streams.video[0].average_rate == NTSC
 
+    @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+    def test_the_last_picture_is_shown_as_long_as_it_was(self, tmp_path: Path, suffix: str) -> None:
+        made = write_clip(tmp_path / "made.mkv", pts=[0, 40, 80, 500, 1000])
+        clip = tmp_path / f"in{suffix}"
+        with av.open(str(made)) as source, av.open(str(clip), "w") as target:
+            stream = target.add_stream_from_template(source.streams.video[0])
+            for packet in source.demux(video=0):
+                if packet.pts is not None and packet.time_base is not None:
+                    packet.duration = round(3 / packet.time_base)  # of the others, their successor decides
+                    packet.stream = stream
+                    target.mux(packet)
+        run_path(clip, tmp_path / f"out{suffix}", StubEngine(), RunConfig(), detector=StubDetector())
+        with av.open(str(tmp_path / f"out{suffix}")) as written:
+            assert written.duration == pytest.approx(4_000_000, abs=50_000)
+
     def test_a_clip_that_begins_late_begins_late(self, tmp_path: Path) -> None:
         clip = write_clip(tmp_path / "in.mkv", pts=[2000, 2040, 2080, 2500])
         run(clip, tmp_path / "out.mkv", segment_s=0.3)

@@ -143,6 +143,12 @@ def disk_errors(path: Path) -> Iterator[None]:
         if exc.errno in (errno.ENOSPC, errno.EDQUOT):
             msg = f"The disk is full while writing {path}. Free some space and run the command again."
             raise OutputError(msg) from exc
+        if exc.errno == errno.EFBIG:
+            msg = f"{path} becomes larger than this disk or the limit of this user (ulimit -f) allows. Choose another place."
+            raise OutputError(msg) from exc
+        if exc.errno == errno.EIO:
+            msg = f"{path} cannot be written: the disk fails ({exc.strerror}). Choose another disk."
+            raise OutputError(msg) from exc
         if exc.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
             msg = f"{path} cannot be written: {exc.strerror}. Choose another output."
             raise OutputError(msg) from exc

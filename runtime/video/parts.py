@@ -11,6 +11,7 @@ import json
 import os
 import struct
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -83,7 +84,10 @@ class PartWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        with suppress(
+            OSError
+        ):  # a full disk: what is buffered cannot be written now either, and nobody wants it
+            self._file.close()
         self._beside.unlink(missing_ok=True)
 
 
@@ -127,13 +131,22 @@ def coding_times(packets: Iterable[Any], *, reorder: int, step: int) -> Iterator
     (i - reorder)-th picture is shown: no later than it is shown itself. step: a frame's, for those before.
     """
     shown: list[int] = []
+    held, end = None, 0
     for number, packet in enumerate(packets):
+        if held is not None:
+            yield held
+        held, end = packet, max(end, packet.pts + (packet.duration or 0))
         heapq.heappush(shown, packet.pts)
         if number < reorder:
             packet.dts = shown[0] - (reorder - number) * step
         else:
             packet.dts = heapq.heappop(shown)
-        yield packet
+    if held is not None:
+        # MP4 knows no length of a picture but the time to the next one decoded: where the last one shown stands
+        # for long, the last one decoded has to.
+        stands = end - held.pts > (reorder + 2) * step
+        held.duration = max(held.duration or 0, end - held.pts) if stands else held.duration
+        yield held
 
 
 def _reorder(times: list[int]) -> int:

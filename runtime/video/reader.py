@@ -145,12 +145,16 @@ class VideoReader:
             self._damage.append(f"{what} What could be decoded was taken.")
 
     def _hand_out(self, native: Any, pts: int) -> SourceFrame:
+        shown = int(native.duration or 0)
         native = turned(converted(native, self._layout.name), native.rotation)
         if (native.width, native.height) != (self.info.width, self.info.height):
             msg = f"{self._path} changes its picture size at frame {self._decoded}. Cut it there into two files."
             raise InputFileError(msg)
         base = self.info.time_base
-        return SourceFrame(index=self._decoded, pts=pts, time_base=base, image=_rgb(native), native=native)
+        image = _rgb(native)
+        return SourceFrame(
+            index=self._decoded, pts=pts, time_base=base, image=image, native=native, duration=shown
+        )
 
     def _time_stamp(self, native: Any, last: int | None) -> int:
         step = max(1, round(1 / (self.info.rate or _FALLBACK_RATE) / self.info.time_base))

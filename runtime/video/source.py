@@ -56,7 +56,7 @@ class SourceFrame:
     native: the decoder's own frame of the same picture (upright), or None. touched: the boxes in which `image`
     has been changed since; all else can be encoded as the decoder gave it. before: `image` as it was before
     that change; with it, only the change itself is coded. captured: `time.monotonic()` when a live source had
-    the picture, 0 for others.
+    the picture, 0 for others. duration: `time_base` steps it is shown, as declared; 0 where nothing is.
     """
 
     index: int
@@ -67,6 +67,7 @@ class SourceFrame:
     touched: tuple[Box, ...] = ()
     before: Frame | None = None
     captured: float = 0.0
+    duration: int = 0
 
     @property
     def seconds(self) -> float:

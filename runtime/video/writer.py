@@ -25,6 +25,7 @@ from ufr_edge.runtime.video.source import SourceFrame, VideoInfo
 
 __all__ = ["VIDEO_SUFFIXES", "EncodeConfig", "Muxing", "VideoWriter", "check_video_name", "output_errors"]
 
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EFBIG)
 VIDEO_SUFFIXES = frozenset({".m4v", ".mkv", ".mov", ".mp4"})
 
 
@@ -111,7 +112,7 @@ def output_errors(kind: str) -> Iterator[None]:
     try:
         yield
     except (av.error.FFmpegError, ValueError) as exc:
-        if isinstance(exc, OSError) and exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES):
+        if isinstance(exc, OSError) and exc.errno in _OF_THE_DISK:
             raise
         if not kind.startswith("."):  # a muxer's name: an address, not a file
             msg = f"{kind} stream cannot be written ({exc})."
