@@ -9,6 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from script_loading import load_script
 from training_fakes import make_faces, save_small_prior, save_small_restorer, write_faces
@@ -19,12 +20,13 @@ from ufr_edge.adaptation import targets as targeting
 from ufr_edge.adaptation.adapt import AdaptConfig, adapt
 from ufr_edge.adaptation.camera_pairs import CameraModel, camera_source, degrade_all, estimate_camera
 from ufr_edge.adaptation.finetune import FinetuneConfig
-from ufr_edge.adaptation.forecast import Forecast, forecast, parts_for
+from ufr_edge.adaptation.forecast import Forecast, for_machine, forecast, parts_for
 from ufr_edge.adaptation.intake import take_in
 from ufr_edge.adaptation.loop import LoopConfig
 from ufr_edge.adaptation.qa import QaConfig
 from ufr_edge.adaptation.restorer_task import LossWeights, RestorerTraining
 from ufr_edge.adaptation.targets import TargetsConfig
+from ufr_edge.adaptation.training import resolve_precision
 from ufr_edge.errors import ConfigError, InputFileError, ShapeError
 from ufr_edge.priors.sampler import SamplerConfig
 from ufr_edge.runtime.engines.base import EngineInfo
@@ -200,6 +202,19 @@ def test_what_is_left_of_training_is_forecast(faces: Path, tmp_path: Path, monke
         longer = dataclasses.replace(config.finetune, training=dataclasses.replace(training, steps=steps))
         adapt(faces, tmp_path / "run", dataclasses.replace(config, finetune=longer), tell=lambda _: None, show=False)
     assert asked == [2, 3]  # and nothing where nothing is left
+
+
+@pytest.mark.parametrize(("capability", "precision"), [((7, 5), "fp16"), ((8, 0), "bf16"), ((8, 7), "bf16")])
+def test_an_old_gpu_does_not_pretend_to_know_bf16(
+    capability: tuple[int, int], precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A T4 (7.5) emulates it; an A100 (8.0) and a Jetson Orin (8.7) compute it."""
+    gpu = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (4e9, 8e9))
+    monkeypatch.setattr(forecasting, "pick_device", lambda _: gpu)
+    assert for_machine(TargetsConfig()).sampler.precision == precision
+    assert resolve_precision(gpu, "auto") == ("bf16" if precision == "bf16" else "fp32")
 
 
 def test_a_batch_is_cut_into_the_fewest_parts_that_fit() -> None:

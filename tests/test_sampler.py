@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import FrozenInstanceError, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -79,7 +79,10 @@ def test_targets_carry_no_gradient_but_can_be_trained_on(prior: DiffusionPrior) 
     assert float(gradient) == pytest.approx(float(target.sum()))
 
 
-def test_bf16_stays_near_fp32_and_keeps_a_float32_state(prior: DiffusionPrior) -> None:
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_stays_near_fp32_and_keeps_a_float32_state(
+    prior: DiffusionPrior, precision: Literal["bf16", "fp16"]
+) -> None:
     image = faces(1)
     seen: list[torch.dtype] = []
 
@@ -91,11 +94,20 @@ def test_bf16_stays_near_fp32_and_keeps_a_float32_state(prior: DiffusionPrior) -
 
     # One call, so that the chain does not amplify the rounding of an untrained network.
     config = SamplerConfig(filter_n=32, start=20, hold_until=10, fast_steps=1)
-    half = sample_targets(watched, image, replace(config, precision="bf16"), [1])
+    half = sample_targets(watched, image, replace(config, precision=precision), [1])
     whole = sample_targets(prior, image, config, [1])
     assert set(seen) == {torch.float32}
     assert half.dtype == torch.float32
     assert 0 < float((half - whole).abs().max()) < 0.02
+
+
+def test_an_overflow_in_fp16_is_no_picture() -> None:
+    def loud(x: Tensor, t: Tensor) -> Tensor:
+        return torch.full_like(x, float("inf"))
+
+    config = SamplerConfig(filter_n=32, start=20, hold_until=10, fast_steps=2)
+    with pytest.raises(InferenceError, match="--precision fp32"):
+        sample_targets(loud, faces(1), replace(config, precision="fp16"), [1])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -233,7 +245,7 @@ def test_several_samples_are_averaged(prior: DiffusionPrior) -> None:
         {"fast_steps": 151},
         {"variance": "learned"},
         {"samples_per_image": 0},
-        {"precision": "fp16"},
+        {"precision": "int8"},
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(change: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ufr_edge.adaptation.choose import RUNGS
 from ufr_edge.adaptation.finetune import FinetuneConfig, finetune
 from ufr_edge.adaptation.targets import Atelier, TargetsConfig
-from ufr_edge.adaptation.training import pick_device, read_log, resolve_precision
+from ufr_edge.adaptation.training import fast_at_bf16, pick_device, read_log, resolve_precision
 from ufr_edge.priors.sampler import SamplerConfig
 from ufr_edge.restorers.checkpoints import read_header
 from ufr_edge.restorers.edge import EDGE_FAMILY
@@ -63,7 +63,9 @@ class Forecast:
 def for_machine(targets: TargetsConfig) -> TargetsConfig:
     """The settings with the prior's precision and the faces sampled at once that suit the device."""
     device = pick_device(targets.device)
-    sampler = dataclasses.replace(targets.sampler, precision=resolve_precision(device, "auto"))
+    old = device.type == "cuda" and not fast_at_bf16(device)  # fast at fp16 alone
+    precision = "fp16" if old else resolve_precision(device, "auto")
+    sampler = dataclasses.replace(targets.sampler, precision=precision)
     roomy = device.type == "cuda" and torch.cuda.mem_get_info(device)[0] > _LARGE
     return dataclasses.replace(targets, sampler=sampler, batch=32 if roomy else targets.batch)
 

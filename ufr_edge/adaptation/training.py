@@ -68,12 +68,18 @@ def loss_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:
 def resolve_precision(device: torch.device, precision: str) -> Literal["fp32", "bf16"]:
     """Turn "auto" into what the device is fast at. Raises ConfigError for an unknown precision."""
     if precision == "auto":
-        fast = device.type == "cuda" or bool({"bf16", "amx"} & cpu_features())
-        return "bf16" if fast else "fp32"
+        return "bf16" if fast_at_bf16(device) else "fp32"
     if precision not in ("fp32", "bf16"):
         msg = f"There is no training precision {precision!r}. Known: auto, fp32, bf16."
         raise ConfigError(msg)
     return "bf16" if precision == "bf16" else "fp32"
+
+
+def fast_at_bf16(device: torch.device) -> bool:
+    """Whether a device computes bf16 itself: NVIDIA GPUs from Ampere on do, older ones only pretend, slowly."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return bool({"bf16", "amx"} & cpu_features())
 
 
 def to_tensor(images: NDArray[np.uint8], device: torch.device) -> Tensor:

@@ -148,7 +148,7 @@ def sampler_options(function: F) -> F:
         click.option("--fast-steps", type=int, help="This many calls of the prior in place of all of them."),
         click.option("--method", type=click.Choice(["ddpm", "ddim"]), help="Ancestral steps, or DDIM."),
         click.option("--samples", "samples_per_image", type=int, help="A target is the mean of so many samples."),
-        click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="Precision of the prior."),
+        click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), help="Precision of the prior."),
     )(function)
 
 

@@ -26,6 +26,8 @@ Denoiser: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 OnStep: TypeAlias = Callable[[int, int], None]
 """Told (calls done, calls in all) after each call of the prior."""
 
+_HALF: Mapping[str, torch.dtype] = MappingProxyType({"bf16": torch.bfloat16, "fp16": torch.float16})
+
 
 def _need(ok: bool, name: str, value: object, allowed: str) -> None:
     if not ok:
@@ -63,7 +65,7 @@ class SamplerConfig:
     fast_steps: int | None = None
     variance: Literal["auto", "posterior", "beta"] = "auto"
     samples_per_image: int = 1
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -86,7 +88,7 @@ class SamplerConfig:
             self.variance in ("auto", "posterior", "beta"), "variance", self.variance, "auto, posterior or beta"
         )
         _need(self.samples_per_image >= 1, "samples_per_image", self.samples_per_image, "1 or more")
-        _need(self.precision in ("fp32", "bf16"), "precision", self.precision, "fp32 or bf16")
+        _need(self.precision in ("fp32", *_HALF), "precision", self.precision, "fp32, bf16 or fp16")
 
     @property
     def fixed_variance(self) -> Literal["posterior", "beta"]:
@@ -277,11 +279,15 @@ def sample_chain(
 
 def _call_prior(prior: Denoiser, x: Tensor, t: int, config: SamplerConfig) -> Tensor:
     at = torch.full((x.shape[0],), t, dtype=torch.int64, device=x.device)
-    with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16"):
+    half = _HALF.get(config.precision)
+    with torch.autocast(x.device.type, dtype=half or torch.bfloat16, enabled=half is not None):
         out = prior(x, at)
     if out.shape[1] not in (3, 6) or out.shape[2:] != x.shape[2:]:
         msg = f"A prior returns 3 or 6 channels at the size of its input {tuple(x.shape)}; got {tuple(out.shape)}."
         raise ShapeError(msg)
+    if half == torch.float16 and not torch.isfinite(out).all():  # clamped, an overflow would pass for a picture
+        msg = "The prior overflows in fp16. Give --precision fp32, or bf16."
+        raise InferenceError(msg)
     return out.to(x.dtype)
 
 
