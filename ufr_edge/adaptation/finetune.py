@@ -153,7 +153,8 @@ def finetune(
         show=show,
     )
     path = out / WEIGHTS_NAME
-    meta = {"steps": str(steps), "pairs": str(len(pairs.lq))} | _origin_meta(start) | lineage(config, targets)
+    meta = {"steps": str(steps), "pairs": str(len(pairs.lq))} | _origin_meta(start)
+    meta |= lineage(config, targets, start.path)
     if workers.main:
         save_any_restorer(task.result, path, arch=start.arch, side=start.side, meta=meta)
     workers.wait()

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 UNSTATED = "as its source says"
 
 
-def lineage(config: FinetuneConfig, targets: Path) -> dict[str, str]:
+def lineage(config: FinetuneConfig, targets: Path, start: Path) -> dict[str, str]:
     """Metadata of weights trained on `targets`: `prior`, `prior_licence`, and `teacher`, `teacher_licence` where there is one.
 
     The prior and the teacher are those that the targets were made by where their folder says so, and the prior of the
-    perceptual term where it is another one. What the weights that are trained on had learned from comes first.
+    perceptual term where it is another one. What the weights `start` that are trained on had learned from comes first.
     """
-    made_by, before = _made_by(targets), read_header(find_restorer(config.restorer))
+    made_by, before = _made_by(targets), read_header(start)
     priors = filter(None, (made_by.get("prior"), features_source(config)))
     teachers = filter(None, (made_by.get("teacher"),))
     return {**_named("prior", priors, _prior_words, before), **_named("teacher", teachers, _teacher_words, before)}
