@@ -42,6 +42,10 @@ Tell = Callable[[str], object]
 """Called with lines for the user: what was left out, and what trains."""
 
 
+PRIOR_FOLDER = "prior"
+"""In a run folder: the prior that was trained."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PretrainRestorer:
     """`ufr-edge pretrain restorer`: blind degradations drawn on the fly, held-out PSNR on `val`.
@@ -172,15 +176,16 @@ def pretrain_prior(
     start = partial(_announce, out, found, workers, config, tell)
     run_loop(task, out, config.loop, steps=config.training.steps, on_start=start, show=show)
     if workers.main:
-        with atomic_folder(out / "prior", overwrite=True) as beside:
+        with atomic_folder(out / PRIOR_FOLDER, overwrite=True) as beside:
             task.result.save_pretrained(beside)
-    return out / "prior"
+    return out / PRIOR_FOLDER
 
 
 def _start(out: Path, kind: str, device: str) -> Workers:
     """Refuse a run folder that holds something else, before anything is read or written."""
     check_origin(out, kind=kind)
-    if not (out / CHECKPOINT).exists() and (out / WEIGHTS_NAME).exists():
+    trained = any((out / name).exists() for name in (WEIGHTS_NAME, PRIOR_FOLDER))
+    if trained and not (out / CHECKPOINT).exists():
         msg = f"{out} holds weights but no {CHECKPOINT} to go on from; they are not replaced. Choose another folder."
         raise ConfigError(msg)
     return Workers(device)
@@ -236,12 +241,21 @@ def _listed(mixture: Mapping[str, float]) -> str:
 
 def _fresh_prior(config: PretrainPrior) -> DiffusionPrior:
     torch.manual_seed(config.seed)
-    if config.init:
-        return load_prior(config.init)
-    return build_prior(
+    fresh = build_prior(
         side=config.side,
         factor=config.factor,
         channels=config.channels,
         layers=config.layers,
         prediction_type=config.prediction_type,
     )
+    if config.init is None:
+        return fresh
+    loaded = load_prior(config.init)
+    shapes, wanted = ({k: v.shape for k, v in net.state_dict().items()} for net in (loaded, fresh))
+    if (shapes, loaded.factor, loaded.prediction_type) != (wanted, config.factor, config.prediction_type):
+        msg = (
+            f"{config.init} is a prior of another shape than the settings say. Set factor, channels, layers and "
+            "prediction_type to its own, or leave init out."
+        )
+        raise ConfigError(msg)
+    return loaded
