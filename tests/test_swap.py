@@ -23,10 +23,10 @@ from ufr_edge.runtime.frame import Frame
 from ufr_edge.runtime.live.events import EventLog
 from ufr_edge.runtime.live.installed import EngineWish, load_version, open_live_engines
 from ufr_edge.runtime.live.ladder import Step
-from ufr_edge.runtime.live.shadow import Look, SwapConfig, Trial, Verdict, inspect, time_limit
+from ufr_edge.runtime.live.shadow import Look, Slack, SwapConfig, Trial, Verdict, inspect, time_limit
 from ufr_edge.runtime.live.stages import Engines
 from ufr_edge.runtime.live.swap import EngineSlot, Loaded
-from ufr_edge.runtime.live.watcher import SwapWatcher, Versions
+from ufr_edge.runtime.live.watcher import SwapState, SwapWatcher, Versions
 from ufr_edge.runtime.version_link import link_version
 from ufr_edge.runtime.versions import current_version, history, install_version
 
@@ -172,6 +172,7 @@ def test_a_new_version_takes_over_without_a_frame_lost() -> None:
     run = run_stream(site, work)
     assert (old.closed, new.closed, site.refused) == (1, 0, [])
     assert run.rig.stream.snapshot().bundle_version == 2
+    assert run.watcher.state is SwapState.STANDS
     assert run.texts("swap") == [
         "version 2 is loaded beside version 1",
         "version 2 takes over from version 1",
@@ -274,7 +275,7 @@ def test_what_goes_bad_on_probation_is_left(act: Callable[[int, Frame], Frame | 
     run = run_stream(site, work, replace(LONG, slower=0.001), deadline=10.0 / QUICK.time_share)
     assert reason in site.refused[0][2]
     assert (run.slot.loaded.number, run.slot.back, old.closed, bad.closed) == (1, None, 0, 1)
-    assert (run.watcher.swaps, run.watcher.rollbacks) == (1, 1)
+    assert (run.watcher.swaps, run.watcher.rollbacks, run.watcher.state) == (1, 1, SwapState.REFUSED)
     assert run.rig.stream.snapshot().bundle_version == 1
     assert run.rig.stream.snapshot().failed == 0  # where it threw, the old one did that frame
 
@@ -297,6 +298,85 @@ def test_the_frame_on_which_it_throws_is_restored_by_the_one_before() -> None:
     old.act = throws
     with pytest.raises(InferenceError, match="hung up"):
         slot.at(Step.FULL).infer(face()[None])
+
+
+def test_the_stream_goes_before_faces_in_shadow() -> None:
+    slack = Slack(started=0.0, short=7)
+    assert [slack.take(at / 10, short=7) for at in range(10)] == [
+        True
+    ] * 10  # what was short before is no reason
+    assert [slack.take(1.0 + at / 10, short=8) for at in range(12)] == [False] * 10 + [True] * 2
+    # One that is short all the time gets its new engine too, more slowly.
+    assert sum(slack.take(10.0 + at / 10, short=9 + at) for at in range(200)) == 10
+
+
+def test_a_face_is_tried_once_the_engine_rests() -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def waits(run: int, batch: Frame) -> Frame | None:
+        if run == 2:
+            begun.set()
+            assert go_on.wait(30)
+        return None
+
+    slot = EngineSlot(loaded(1, Engine(10, waits)), every=1)
+    infer = slot.at(Step.FULL).infer
+    infer(face(1)[None])
+    assert len(slot.wait_look(60.0)) == 1
+    assert slot.wait_look(0.0) == []
+    looks: list[Look] = []
+    runs = threading.Thread(target=infer, args=(face(2)[None],))
+    runs.start()
+    assert begun.wait(30)
+    waiter = threading.Thread(target=lambda: looks.extend(slot.wait_look(60.0)))
+    waiter.start()
+    assert not looks
+    go_on.set()
+    runs.join(30)
+    waiter.join(30)
+    assert len(looks) == 1 and slot.busy_s() == 0.0
+    # While it never rests, a face is handed over after a while all the same.
+    begun.clear()
+    go_on.clear()
+    infer(face(3)[None])
+    slot._busy = (slot._seat, 0.0)
+    assert len(slot.wait_look(0.01)) == 1
+
+
+def test_while_the_stream_is_short_of_time_no_face_is_tried() -> None:
+    """Counted: 50 looks come by without a run in shadow; once the stream has time again the swap goes on."""
+    old, new = Engine(10), Engine(30)
+    site = Site({1: old, 2: new})
+    now, short = [0.0], [0]
+    slot = EngineSlot(loaded(1, old), every=1)
+    watcher = SwapWatcher(
+        slot,
+        site.versions,
+        replace(QUICK, shadow_faces=10),
+        events=EventLog(),
+        short=lambda: short[0],
+        now=lambda: now[0],
+    )
+    with watcher.watching():
+        site.current = 2
+        until(lambda: watcher.state is SwapState.SHADOW)
+        infer_until(slot, lambda: new.runs == 1)
+        short[0] = 1
+        enough = old.runs + 50
+        infer_until(slot, lambda: old.runs == enough)
+        assert new.runs <= 2  # one may have been under way
+        now[0] = 5.0
+        infer_until(slot, lambda: slot.loaded.number == 2)
+
+
+def infer_until(slot: EngineSlot, what: Callable[[], object]) -> None:
+    """Let frames go through until something happens."""
+
+    def frame() -> object:
+        slot.at(Step.FULL).infer(face()[None])
+        return what()
+
+    until(frame)
 
 
 def test_a_version_of_another_side_takes_over() -> None:
@@ -329,8 +409,9 @@ def test_what_does_not_load_is_refused_once() -> None:
         site.current = 9
         until(lambda: site.refused)
 
-    run_stream(site, work)
+    run = run_stream(site, work)
     assert site.refused == [(9, 1, "it does not load: version 9 is damaged.")]
+    assert run.watcher.state is SwapState.REFUSED
 
 
 def test_asked_to_go_back_while_on_probation() -> None:
@@ -346,6 +427,7 @@ def test_asked_to_go_back_while_on_probation() -> None:
     run = run_stream(site, work, LONG)
     assert (old.closed, site.refused) == (0, [])
     assert run.texts("rollback") == ["back to version 1, as it was asked for"]
+    assert run.watcher.state is SwapState.BACK
 
 
 def test_another_version_while_one_is_in_shadow() -> None:

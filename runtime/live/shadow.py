@@ -20,6 +20,8 @@ _COARSE = 16  # cells a side in which the low frequencies are compared
 _TIMES = 9  # runs the speed is the median of
 _FEWEST_TIMES = 3
 _HASTY = 2.0  # times the limit, while there are fewer than _TIMES: a busy machine is no slow engine
+_HOLD_S = 1.0  # after a frame the stream had no time for
+_MOST_HOLD_S = 2.0  # a stream that never has time must get a faster engine too
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +116,25 @@ def inspect(look: Look, config: SwapConfig, *, usual_low: float = 0.0) -> Found:
     if old is not None and _apart(made, old) > config.far_limit:
         faults.append("it is too far from what the engine before makes")
     return Found(faults=tuple(faults))
+
+
+class Slack:
+    """Whether a stream has time for another face in shadow: not for 1 s after it had none for a frame; yet a face every
+    2 s in any case. Seconds of any clock that runs forwards.
+    """
+
+    def __init__(self, *, started: float, short: int) -> None:
+        """short: frames so far for which the stream had no time; only what comes on top of it counts."""
+        self._short, self._held_until, self._taken = short, started, started
+
+    def take(self, now: float, *, short: int) -> bool:
+        """Whether a face may be tried at `now`; True counts as having done so."""
+        if short > self._short:
+            self._short, self._held_until = short, now + _HOLD_S
+        if now < self._held_until and now - self._taken < _MOST_HOLD_S:
+            return False
+        self._taken = now
+        return True
 
 
 class Trial:

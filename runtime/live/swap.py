@@ -185,6 +185,16 @@ class EngineSlot:
         with self._lock:
             return 0.0 if self._busy is None else self._now() - self._busy[1]
 
+    def wait_look(self, timeout_s: float) -> list[Look]:
+        """The faces kept to be looked at, oldest first, once the engine rests: then whoever looks has the rest of the
+        frame's time for itself. After `timeout_s` what there is, be it nothing.
+        """
+        with self._lock:
+            self._lock.wait_for(lambda: bool(self._looks) and self._busy is None, timeout_s)
+            looks = list(self._looks)
+            self._looks.clear()
+        return looks
+
     def drain(self) -> tuple[list[Look], list[float]]:
         """The faces kept to be looked at, and how many ms every face took, since the last call."""
         with self._lock:

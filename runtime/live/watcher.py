@@ -8,13 +8,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Enum
 
 import cv2
 import numpy as np
 
 from ufr_edge.errors import BundleError, UfrEdgeError
 from ufr_edge.runtime.live.events import EventLog
-from ufr_edge.runtime.live.shadow import Look, SwapConfig, Trial, Verdict, time_limit
+from ufr_edge.runtime.live.shadow import Look, Slack, SwapConfig, Trial, Verdict, time_limit
 from ufr_edge.runtime.live.swap import EngineSlot, Loaded
 
 _TICK_S = 0.05
@@ -33,6 +34,24 @@ class Versions:
     refuse: Callable[[int, int, str], object]
 
 
+class SwapState(str, Enum):
+    """How far the newest version has come. UNUSED: left in shadow, because another one was wanted."""
+
+    NONE = "none"
+    LOADING = "loading"
+    SHADOW = "shadow"
+    PROBATION = "probation"
+    STANDS = "stands"
+    UNUSED = "unused"
+    REFUSED = "refused"
+    BACK = "back"
+
+    @property
+    def over(self) -> bool:
+        """Whether it is decided."""
+        return self in (SwapState.STANDS, SwapState.UNUSED, SwapState.REFUSED, SwapState.BACK)
+
+
 class SwapWatcher:
     """Looks whether another version became current; loads it, lets it run in shadow, swaps, keeps watching.
 
@@ -47,18 +66,24 @@ class SwapWatcher:
         *,
         events: EventLog,
         deadline_ms: Callable[[], float | None] = lambda: None,
+        short: Callable[[], int] = lambda: 0,
         on_change: Callable[[Loaded], object] = lambda loaded: None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        """deadline_ms: of the stream at this moment. on_change: told which version runs, whenever that changes."""
+        """deadline_ms: of the stream at this moment. short: frames so far that it had no time for; see `Slack`.
+
+        on_change: told which version runs, whenever that changes.
+        """
         self._slot, self._versions, self._config = slot, versions, config
         self._events, self._deadline, self._on_change, self._now = events, deadline_ms, on_change, now
+        self._short = short
         self._stop, self._wake = threading.Event(), threading.Event()
         self._refused: set[int] = set()
         self._complaint = ""
         self._old_ms: float | None = None
         self._usual_low = 0.0
         self._tick = min(_TICK_S, config.poll_s)
+        self.state = SwapState.NONE
         self.swaps = 0
         self.rollbacks = 0
 
@@ -103,14 +128,17 @@ class SwapWatcher:
         return None if number in self._refused else number
 
     def _bring_in(self, number: int) -> None:
+        self.state = SwapState.LOADING
         self._events.add("swap", f"version {number} is loaded beside version {self._slot.loaded.number}")
         try:
             loaded = self._versions.load(number)
         except (UfrEdgeError, MemoryError) as exc:
             self._refuse(number, f"it does not load: {exc}")
             return
+        self.state = SwapState.SHADOW
         reason = self._shadow(loaded)
         if reason is not None:
+            self.state = SwapState.UNUSED
             loaded.close()
             if reason:
                 self._refuse(number, f"in shadow: {reason}")
@@ -119,6 +147,7 @@ class SwapWatcher:
             loaded.close()
             return
         self.swaps += 1
+        self.state = SwapState.PROBATION
         self._changed(loaded)
         self._probation(loaded)
 
@@ -127,11 +156,14 @@ class SwapWatcher:
         config = self._config
         trial = Trial(config, started=self._now(), seconds=config.shadow_s, faces=config.shadow_faces)
         old_ms = Trial(config, started=0.0, seconds=0.0, faces=0)
+        slack = Slack(started=self._now(), short=self._short())
         self._slot.drain()
-        while not self._stop.wait(self._tick):
-            for look in self._slot.drain()[0]:
+        while not self._stop.is_set():
+            looks = self._slot.wait_look(self._tick)
+            for look in looks:
                 old_ms.timed(look.ms)
-                self._try_face(loaded, look, trial)
+            if looks and slack.take(self._now(), short=self._short()):
+                self._try_face(loaded, looks[-1], trial)
             verdict = trial.verdict(self._now(), limit_ms=self._limit(old_ms.median_ms))
             if verdict is not Verdict.WAIT:
                 self._old_ms, self._usual_low = old_ms.median_ms, trial.usual_low
@@ -181,6 +213,7 @@ class SwapWatcher:
                 self._close(loaded)
                 self._events.add("rollback", f"back to version {back.number}, as it was asked for")
                 self._changed(self._slot.loaded)
+                self.state = SwapState.BACK
                 return
             if verdict is Verdict.PASS:
                 break
@@ -188,6 +221,7 @@ class SwapWatcher:
         if old is not None:
             self._close(old)
             self._events.add("swap", f"version {loaded.number} stands; version {old.number} is closed")
+            self.state = SwapState.STANDS
 
     def _look_at(self, trial: Trial) -> None:
         looks, times = self._slot.drain()
@@ -217,6 +251,7 @@ class SwapWatcher:
             self._versions.refuse(number, runs, reason)
         except UfrEdgeError as exc:
             self._events.add("failed", f"version {number} stays marked current: {exc}", level=logging.ERROR)
+        self.state = SwapState.REFUSED
 
     def _changed(self, loaded: Loaded) -> None:
         try:

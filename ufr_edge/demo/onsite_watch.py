@@ -19,6 +19,7 @@ from ufr_edge.runtime.live.session import LiveConfig, open_stream
 from ufr_edge.runtime.live.shadow import SwapConfig
 from ufr_edge.runtime.live.stats import LiveStats
 from ufr_edge.runtime.live.stream import LiveStream, StreamConfig
+from ufr_edge.runtime.live.watcher import SwapWatcher
 from ufr_edge.runtime.recorder import RecorderConfig
 
 Tell = Callable[[str], None]
@@ -63,10 +64,10 @@ def watch_site(
     with (
         open_live_engines(folder, swap=config.swap, events=events) as engines,
         open_stream(source, "null://", engines.engines, live, events=events) as stream,
-        engines.watching(stream),
+        engines.watching(stream) as swaps,
         open_onsite(folder, config.onsite, start, events=events) as loop,
     ):
-        diary = Diary(stream, loop, events, folder, config, tell)
+        diary = Diary(stream, loop, events, folder, config, tell, swaps=swaps)
         ended = stream.run(diary.tick)
         trace = diary.trace(ended)
     after = os.times()
@@ -85,9 +86,12 @@ class Diary:
         folder: Path,
         config: WatchedConfig,
         tell: Tell,
+        *,
+        swaps: SwapWatcher | None,
     ) -> None:
         self._stream, self._loop, self._events = stream, loop, events
         self._folder, self._config, self._tell = folder, config, tell
+        self._swaps = swaps
         self._origin: tuple[float, float] | None = None
         self._samples: list[Sample] = []
         self._marks: list[Mark] = []
@@ -102,7 +106,7 @@ class Diary:
         self._loop.tick(stats)
         self._samples.append(_sample(now, stats))
         self._take_in(now)
-        if self._over is None and self._is_over(stats):
+        if self._over is None and self._is_over():
             self._over = now
         if self._over is not None and now - self._over >= self._config.linger_s:
             self._stream.stop("the story is over")
@@ -132,11 +136,10 @@ class Diary:
         text = log.read_text(encoding="utf-8", errors="replace")
         return text[: text.rfind("\n") + 1].splitlines()
 
-    def _is_over(self, stats: LiveStats) -> bool:
+    def _is_over(self) -> bool:
         state = self._loop.state["state"]
-        stands = any(mark.kind == "swap" and " stands" in mark.text for mark in self._marks)
-        back = any(mark.kind == "rollback" for mark in self._marks)
-        return state in _ENDS or (state == "installed" and (stands or back))
+        decided = self._swaps is not None and self._swaps.state.over
+        return state in _ENDS or (state == "installed" and decided)
 
 
 def _sample(now: float, stats: LiveStats) -> Sample:
