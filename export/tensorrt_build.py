@@ -44,8 +44,8 @@ def build_engine(
     network = builder.create_network(0 if flag is None else 1 << int(flag))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(source)) or network.num_inputs != 1:
-        errors = "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors))
-        msg = f"{trt.__name__} does not take {source}: {errors or 'it is no ONNX file of ours'}"
+        errors = "; ".join(_parser_words(parser.get_error(i)) for i in range(parser.num_errors))
+        msg = f"{trt.__name__} does not take {source.name}: {errors or 'it is no ONNX file of ours'}"
         raise BuildError(msg)
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_mib << 20)
@@ -62,6 +62,14 @@ def build_engine(
     target.write_bytes(memoryview(engine))
     if timing is not None and cache is not None:
         _save_timing(config, timing)
+
+
+def _parser_words(error: Any) -> str:
+    """What the parser refuses: operator and layer where it says them, and its own words."""
+    # TensorRT 8 tells neither.
+    operator, layer = (getattr(error, name, str)() for name in ("node_operator", "node_name"))
+    words = str(error.desc())
+    return f"{operator} in layer {layer or '?'} ({words})" if operator else words
 
 
 def _load_timing(config: Any, path: Path) -> Any:

@@ -202,6 +202,8 @@ def _fail(source: Path, backend: str, code: int, config: BuildLimits, log: Path)
         why = f"killed, probably out of memory: about {need} MiB needed{now}; lower --workspace"
         msg = f"{backend} could not build {source}: {why}."
     else:
-        msg = f"{backend} could not build {source} (exit code {code}).{advice}"
-    msg += f" It is in {log}; the log ends:\n{end}"
+        # Of a child that ended by itself, the last line is its own word, not the builder's.
+        reason = f": {lines[-1].rstrip('.')}" if code == 1 and lines and lines[-1][0] != "[" else ""
+        msg = f"{backend} could not build {source} (exit code {code}){reason}.{advice}"
+    msg += f" The log is {log} and ends:\n{end}"
     raise BuildError(msg)

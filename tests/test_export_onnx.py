@@ -346,7 +346,8 @@ def test_a_failed_tensorrt_build_keeps_its_log_and_leaves_nothing(tmp_path: Path
     source = tmp_path / "broken.onnx"
     source.write_bytes(b"this is no ONNX file")
     with pytest.raises(
-        BuildError, match=r"(?s)tensorrt-rtx could not build .*broken\.onnx.*log ends:.*does not take"
+        BuildError,
+        match=r"(?s)tensorrt-rtx could not build .*broken\.onnx.*does not take.*The log is .*and ends:.*does not take",
     ):
         export_tensorrt(
             source, tmp_path / "m.engine", backend="tensorrt-rtx", config=TensorRtConfig(side=SIDE)
@@ -354,6 +355,26 @@ def test_a_failed_tensorrt_build_keeps_its_log_and_leaves_nothing(tmp_path: Path
     log = tmp_path / "m.build.log"
     assert sorted(tmp_path.iterdir()) == [source, log]
     assert "does not take" in log.read_text()
+
+
+def test_an_operator_that_tensorrt_lacks_is_named_with_its_layer(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    make, floats, bytes_ = onnx.helper.make_node, onnx.TensorProto.FLOAT, onnx.TensorProto.UINT8
+    nodes = [
+        make("Cast", ["f"], ["x"], to=floats, name="in"),
+        make("Det", ["x"], ["y"], name="body/odd"),
+        make("Cast", ["y"], ["o"], to=bytes_, name="out"),
+    ]
+    ends = [onnx.helper.make_tensor_value_info(name, bytes_, ["b", SIDE, SIDE, 3]) for name in ("f", "o")]
+    graph = onnx.helper.make_graph(nodes, "odd", ends[:1], ends[1:])
+    source = tmp_path / "odd.onnx"
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", OPSET)], ir_version=9)
+    source.write_bytes(model.SerializeToString())
+    with pytest.raises(BuildError, match=r"does not take odd\.onnx: Det in layer body/odd"):
+        export_tensorrt(
+            source, tmp_path / "m.engine", backend="tensorrt-rtx", config=TensorRtConfig(side=SIDE)
+        )
+    assert not (tmp_path / "m.engine").exists()
 
 
 def test_percentile_ranges_see_every_frame(
