@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ufr_edge.adaptation.faces import source_weights
-from ufr_edge.adaptation.prior_pages import prior_markdown
+from ufr_edge.adaptation.prior_pages import prior_limits, prior_markdown
 from ufr_edge.adaptation.training import read_log
 from ufr_edge.cli.border import script_border
 from ufr_edge.errors import InputFileError
@@ -94,8 +94,10 @@ def limits_of(card: Mapping[str, Any], quality: Path | None) -> list[str]:
     """What is said of every model, and what the figures say against this one."""
     if quality is None:
         return list(card.get("limits", LIMITS))
-    reports = [(command, report) for command, report in read_reports(quality) if "settings" in report]
-    return [*LIMITS, *(measured_limits(reports, card["name"]) if card["kind"] == "restorer" else [])]
+    reports, name = read_reports(quality), card["name"]
+    evaluations = [(command, report) for command, report in reports if "settings" in report]
+    own = [r for _, r in reports if r.get("kind") == "prior-report" and r["config"]["prior"] == name]
+    return [*LIMITS, *measured_limits(evaluations, name), *(limit for report in own for limit in prior_limits(report))]
 
 
 def measured(card: Mapping[str, Any], quality: Path) -> tuple[str, Any]:

@@ -33,6 +33,7 @@ from ufr_edge.adaptation.prior_pages import (
     frechet_note,
     frechet_table,
     identity_table,
+    prior_limits,
     prior_markdown,
     target_table,
 )
@@ -142,6 +143,20 @@ def test_target_figures_know_better_from_worse() -> None:
     worse = target_figures(noisy, truth // 2 + noisy // 2, truth)
     rows = target_table({"good": {**better, "detail_ratio": 1.1}, "bad": worse})[1]
     assert [row.count("holds") for row in rows] == [2, 0]
+
+
+def test_what_a_prior_misses_is_its_limit() -> None:
+    good = {"detail_ratio": 0.9, "psnr_change_db": 1.0}
+    config = {"restorer": "edge-a", "degrade": "raw"}
+    record = {"config": config, "faces": 64, "figures": {"targets": {"light": good, "paper": good}}}
+    assert prior_limits(record) == []
+    record["figures"]["targets"]["paper"] = {"detail_ratio": 0.69, "psnr_change_db": -0.5}  # type: ignore[index]
+    drawn = "Targets drawn with the paper sampler from edge-a on raw"
+    assert prior_limits({**record, "faces": 16}) == [
+        f"{drawn} have 69 % of the clean faces' fine detail.",
+        f"{drawn} lie 0.50 dB below the restorer's output.",
+        "The figures are of 16 faces: too few for tails, or for people unlike these.",
+    ]
 
 
 def test_frechet_needs_equal_counts() -> None:

@@ -98,7 +98,7 @@ def epsilon_table(figures: Mapping[str, Mapping[str, float]]) -> tuple[list[str]
 def identity_table(figures: Mapping[str, float]) -> tuple[list[str], list[list[str]]]:
     """Return (head, rows) of the figures of a face passed once through the sampler."""
     rows = [
-        ["nearest of all originals is its own", f"{100 * figures['own_is_nearest']:.0f} %"],
+        [f"nearest of all {figures['faces']:.0f} originals is its own", f"{100 * figures['own_is_nearest']:.0f} %"],
         ["distance to its own original", f"{figures['own_distance']:.3f}"],
         ["distance to the nearest other", f"{figures['nearest_other_distance']:.3f}"],
         ["faces detected before and after", f"{figures['faces_detected']:.0f} of {figures['faces']:.0f}"],
@@ -126,6 +126,20 @@ def target_table(figures: Mapping[str, Mapping[str, float]]) -> tuple[list[str],
     ]
     head = ["sampler", "PSNR restored", "PSNR target", "change dB", f"{LOWEST_PSNR_CHANGE:g} dB or more"]
     return [*head, "detail restored", "detail target", f"1 ± {DETAIL_WITHIN:g}"], rows
+
+
+def prior_limits(record: Mapping[str, Any]) -> list[str]:
+    """What the figures of a report say against a prior: samplers whose targets miss a limit, few faces."""
+    limits = []
+    for name, v in record["figures"].get("targets", {}).items():
+        made = f"drawn with the {name} sampler from {record['config']['restorer']} on {record['config']['degrade']}"
+        if abs(v["detail_ratio"] - 1) > DETAIL_WITHIN:
+            limits.append(f"Targets {made} have {100 * v['detail_ratio']:.0f} % of the clean faces' fine detail.")
+        if v["psnr_change_db"] < LOWEST_PSNR_CHANGE:
+            limits.append(f"Targets {made} lie {-v['psnr_change_db']:.2f} dB below the restorer's output.")
+    if record["faces"] < FRECHET_FACES:
+        limits.append(f"The figures are of {record['faces']} faces: too few for tails, or for people unlike these.")
+    return limits
 
 
 def frechet_table(figures: Mapping[str, float]) -> tuple[list[str], list[list[str]]]:
