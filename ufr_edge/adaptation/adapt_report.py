@@ -45,10 +45,8 @@ def write_adapt_report(
     known: bool,
     unseen: bool,
 ) -> None:
-    """Write `out`/report.html and the strips beside it.
-
-    `curve`: the dial's. `count`: of the faces measured. `known`: against the truth; `unseen`: on other faces.
-    """
+    """Write `out`/report.html and the strips. `curve`: the dial's. `count`: of the faces measured. `known`: against the
+    truth; `unseen`: on other faces."""
     write_image(out / "strip-training.jpg", strip(pictures.training))
     write_image(out / "strip-held-out.jpg", strip(pictures.measured))
     head, rows = figures_table(figures)

@@ -111,15 +111,12 @@ def forecast(
 ) -> Forecast:
     """Time a few calls and steps on faces uint8 (N, S, S, 3) of the folder `faces`; `wanted` targets, `steps` to do.
 
-    `curve_calls`: of the prior, for the dial's curve, which one process draws.
-
-    With several `processes` training is not timed, which is said: one of them cannot step alone.
+    `curve_calls`: of the prior, for the dial's curve, which one process draws. With several `processes` training is not timed, which is said: one of them cannot step alone.
     """
     per_call = time_call(targets, images) if wanted or curve_calls else 0.0
     per_step = time_step(faces, training, real) if steps and processes == 1 else 0.0
-    choosing, minutes = 0.0, training.loop.minutes
-    if targets.auto and wanted:
-        choosing = per_call * (len(RUNGS) + 1) * min(targets.choose.probe, len(images)) * targets.choose.calls
+    probed, minutes = min(targets.choose.probe, len(images)), training.loop.minutes
+    choosing = per_call * (len(RUNGS) + 1) * probed * targets.choose.calls if targets.auto and wanted else 0.0
     per_target = per_call * targets.sampler.calls
     return Forecast(
         per_target=per_target,

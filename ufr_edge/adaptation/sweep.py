@@ -137,12 +137,7 @@ def sweep_targets(
     where it is known. Raises InputFileError.
     """
     atelier = Atelier(config)
-    if truth is None:
-        found = CurveFaces(lq=load_faces(faces, atelier.side, minimum=1).images)
-    else:
-        pairs = load_pairs(faces, truth, atelier.side, minimum=1)
-        found = CurveFaces(lq=pairs.lq, truth=pairs.truth)
-    some, _ = found.some(count)
+    some, _ = _load(faces, truth, atelier.side).some(count)
     restored = atelier.restore(some.lq)
     drawn = draw_positions(out / DRAWN, atelier, some.lq, restored, config.sampler, positions, show=show)
     stacks = {"restored": restored, **drawn}
@@ -153,6 +148,13 @@ def sweep_targets(
     curve = Curve(rows=rows, marks={"restored": figures["restored"]}, faces=len(some.lq), real=0)
     _write(out, curve, figures, {name: stack[:_SHOWN] for name, stack in columns.items()})
     return rows
+
+
+def _load(faces: Path, truth: Path | None, side: int) -> CurveFaces:
+    if truth is None:
+        return CurveFaces(lq=load_faces(faces, side, minimum=1).images)
+    pairs = load_pairs(faces, truth, side, minimum=1)
+    return CurveFaces(lq=pairs.lq, truth=pairs.truth)
 
 
 def draw_curve(
@@ -167,8 +169,7 @@ def draw_curve(
 ) -> Curve:
     """Draw the curve of an adaptation on at most `COUNT` of its faces, by at most a fifth of the chain's calls.
 
-    `marks`: restored versions of all `faces`, uint8 (N, S, S, 3), by name. Writes `out`/dial.json, and goes on from the
-    positions that an earlier call left in `out`/dial.
+    `marks`: restored versions of all `faces`, by name. Writes `out`/dial.json, and goes on from the positions in `out`/dial.
     """
     some, at = faces.some(COUNT)
     atelier = Atelier(config)
@@ -176,10 +177,8 @@ def draw_curve(
     drawn = draw_positions(out / DRAWN, atelier, some.lq, restored, quick(config.sampler), positions, show=show)
     stacks = {**{name: stack[at] for name, stack in marks.items()}, **drawn}
     figures = measure(stacks, some.lq, some.truth, features)
-    if features is not None and some.truth is None and some.real is not None and min(len(some.lq), len(some.real)) > 1:
-        pooled = pooled_stack(some.real, features)
-        for name, stack in stacks.items():
-            figures[name][REAL] = frechet_distance(pooled_stack(stack, features), pooled)
+    for name, distance in _to_real(stacks, some, features).items():
+        figures[name][REAL] = distance
     curve = Curve(
         rows=[{"fidelity": position, **figures[f"{position:g}"]} for position in positions],
         marks={name: figures[name] for name in marks},
@@ -188,6 +187,16 @@ def draw_curve(
     )
     write_json(out / RECORD, to_json(curve))
     return curve
+
+
+def _to_real(
+    stacks: Mapping[str, Images], faces: CurveFaces, features: PriorFeatures | None
+) -> dict[str, float]:
+    """The distance of each stack to the real faces; nothing where the truth is known, or there is nothing to compare."""
+    if features is None or faces.truth is not None or faces.real is None or min(len(faces.lq), len(faces.real)) < 2:
+        return {}
+    pooled = pooled_stack(faces.real, features)
+    return {name: frechet_distance(pooled_stack(stack, features), pooled) for name, stack in stacks.items()}
 
 
 def draw_positions(
