@@ -379,6 +379,55 @@ def infer_until(slot: EngineSlot, what: Callable[[], object]) -> None:
     until(frame)
 
 
+def clipped_later(run: int, batch: Frame) -> Frame | None:
+    return clipped(run, batch) if run > GOOD_RUNS else None
+
+
+def blank_from_there(run: int, batch: Frame) -> Frame | None:
+    return blank(run, batch) if run > GOOD_RUNS else None
+
+
+def throws_from_there(run: int, batch: Frame) -> Frame | None:
+    return throws(run, batch) if run > GOOD_RUNS else None
+
+
+GOOD_RUNS = 40
+
+
+@pytest.mark.parametrize(
+    ("act", "slow_ms", "most"),
+    [
+        (throws_from_there, 0.0, 0),  # that very frame is the old engine's
+        (blank_from_there, 0.0, 5),  # one run in five is looked at, and one such picture is enough
+        (clipped_later, 0.0, 15),  # three wrong pictures: a tenth of twenty may be
+        (None, 30.0, 5),  # most of nine runs
+    ],
+)
+def test_how_many_frames_a_failing_engine_shows(
+    act: Callable[[int, Frame], Frame | None] | None, slow_ms: float, most: int
+) -> None:
+    """With the shipped limits. Counted in frames, each looked at once: 15 of them are a second at 15 frames/s."""
+    clock = [0.0]
+
+    def runs(run: int, batch: Frame) -> Frame | None:
+        clock[0] += (slow_ms if run > GOOD_RUNS and slow_ms else 1.0) / 1000
+        return None if act is None else act(run, batch)
+
+    old, bad, config = Engine(10), Engine(20, runs), SwapConfig()
+    slot = EngineSlot(loaded(1, old), every=config.every, now=lambda: clock[0])
+    site = Site({1: old, 2: bad})
+    watcher = SwapWatcher(slot, site.versions, config, events=EventLog(), now=lambda: clock[0])
+    slot.propose(loaded(2, bad))
+    trial = Trial(config, started=0.0, seconds=config.probation_s, faces=0)
+    while old.runs == 0:
+        slot.at(Step.FULL).infer(face()[None])
+        watcher._look_at(trial)
+        if trial.verdict(clock[0], limit_ms=10.0) is Verdict.FAIL:
+            slot.go_back()
+    assert GOOD_RUNS < bad.runs
+    assert bad.runs - GOOD_RUNS - (act is throws_from_there) <= most
+
+
 def test_a_version_of_another_side_takes_over() -> None:
     old, new = Engine(10), Engine(30, side=32)
     site = Site({1: old, 2: new})

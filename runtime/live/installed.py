@@ -82,7 +82,7 @@ def open_live_engines(
             swap,
             events=events,
             deadline_ms=lambda: labels.deadline_ms,
-            short=partial(_short, stream),
+            short=lambda: stream.snapshot().short,
             on_change=partial(_tell, stream, bundle),
         )
 
@@ -115,12 +115,6 @@ def _first(folder: Path, wish: EngineWish, events: EventLog) -> Loaded:
                 raise exc from None
             text = f"version {number} does not load, version {instead} is current again: {exc}"
             events.add("rollback", text, level=logging.WARNING)
-
-
-def _short(stream: LiveStream) -> int:
-    """Frames so far for which there was no time, or not enough for all their faces."""
-    stats = stream.snapshot()
-    return stats.late + stats.dropped_total + stats.carried + stats.passed
 
 
 def _tell(stream: LiveStream, folder: Path, loaded: Loaded) -> None:

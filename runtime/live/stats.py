@@ -91,6 +91,11 @@ class LiveStats:
     watch: FaceWatch | None = None
 
     @property
+    def short(self) -> int:
+        """Frames for which there was no time, or not enough for all their faces."""
+        return self.late + self.dropped_total + self.carried + self.passed
+
+    @property
     def dropped_total(self) -> int:
         """Frames that came in and never went out."""
         return sum(self.dropped.values())
