@@ -83,6 +83,7 @@ def write_clip(
     pix_fmt: str = "yuv420p",
     rotation: int | None = None,
     colour: tuple[int, int, int, int] | None = None,
+    gop: int | None = None,
 ) -> Path:
     """Write `picture(0)`, `picture(1)`, ... at `pts` (default: at `rate`); sound: an encoder's name.
 
@@ -94,7 +95,7 @@ def write_clip(
         video.width, video.height, video.pix_fmt = *size, pix_fmt
         video.codec_context.time_base = video.time_base = time_base
         if codec == "libx264":
-            video.options = {"crf": "4", "preset": "ultrafast"}
+            video.options = {"crf": "4", "preset": "ultrafast"} | ({"g": str(gop)} if gop else {})
         if rotation is not None:
             video.set_display_rotation(rotation)
         if colour:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -290,10 +291,34 @@ class TestDamage:
         assert 20 < report.frames_out == len(times(tmp_path / "out.mp4")) < 50
         assert any("cut short" in note for note in report.notes)
 
+    def test_two_recordings_one_after_the_other_in_one_file(self, tmp_path: Path) -> None:
+        first = write_clip(tmp_path / "a.ts", 30, sound="aac")
+        second = write_clip(tmp_path / "b.ts", 20, sound="aac")
+        clip, out = tmp_path / "in.ts", tmp_path / "out.mp4"
+        clip.write_bytes(first.read_bytes() + second.read_bytes())
+        report = run(clip, out, segment_s=0.5)
+        assert report.frames_out == 50 and any("jump back after frame 30" in note for note in report.notes)
+        shown = times(out)
+        steps = {round(float(b - a), 3) for a, b in pairwise(shown)}
+        assert steps == {0.04}
+        sound = [when for when, _ in sound_packets(out)]
+        assert sound == sorted(sound) and abs(float(sound[-1] - shown[-1])) < 0.2
+
+    def test_a_recording_that_begins_in_mid_gop(self, tmp_path: Path) -> None:
+        whole = write_clip(tmp_path / "a.ts", 60, gop=15)
+        clip = tmp_path / "in.ts"
+        clip.write_bytes(whole.read_bytes()[188 * (whole.stat().st_size // 188 // 3) :])
+        report = run(clip, tmp_path / "out.mp4")
+        assert 25 <= report.frames_out <= 45 and report.frames_out % 15 == 0
+
+    def test_what_is_not_kept_is_told(self, tmp_path: Path) -> None:
+        clip = write_clip(tmp_path / "in.mp4", 3, rotation=45)
+        assert any("turned by 45 degrees" in note for note in run(clip, tmp_path / "out.mp4").notes)
+
     def test_nothing_at_all(self, tmp_path: Path) -> None:
         empty = tmp_path / "in.mp4"
         empty.touch()
-        with pytest.raises(InputFileError, match=r"in\.mp4 cannot be opened"):
+        with pytest.raises(InputFileError, match=r"in\.mp4 cannot be opened as a video \(it is empty\)"):
             run(empty, tmp_path / "out.mp4")
 
     def test_sound_without_a_picture(self, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import av
 from ufr_edge.errors import InputFileError, OutputError
 from ufr_edge.runtime.video.encoder import EncodeConfig
 from ufr_edge.runtime.video.parts import PartRecord, coding_times, read_packets
-from ufr_edge.runtime.video.reader import open_input, picture_stream
+from ufr_edge.runtime.video.reader import JUMP_BACK, open_input, picture_stream
 from ufr_edge.runtime.video.source import VideoInfo
 from ufr_edge.runtime.video.writer import add_picture_stream, output_errors
 
@@ -165,11 +165,36 @@ def _interleaved(film: Film, source: Any, copied: dict[int, Any], pictures: Any)
     yield from heapq.merge(coded, other, key=lambda pair: pair[0].dts * pair[0].time_base)
 
 
+class _Clock:
+    """The time of one track: where it jumps back, as where two recordings meet, it goes on, as the pictures do.
+
+    moves: seconds of every such jump, shared by all tracks: the first that jumps says by how much.
+    """
+
+    def __init__(self, moves: list[Fraction]) -> None:
+        self._moves, self._jumps = moves, 0
+        self._last: tuple[int, int] | None = None  # dts as in the source, duration
+
+    def moved(self, packet: Any) -> Any:
+        """The packet, its time put behind that of those before."""
+        base, dts = packet.time_base, packet.dts
+        if self._last is not None and (self._last[0] - dts) * base > JUMP_BACK:
+            if self._jumps == len(self._moves):
+                self._moves.append((sum(self._last) - dts) * base)
+            self._jumps += 1
+        self._last = dts, packet.duration or 0
+        if by := round(sum(self._moves[: self._jumps], Fraction(0)) / base):
+            packet.dts, packet.pts = dts + by, None if packet.pts is None else packet.pts + by
+        return packet
+
+
 def _packets(film: Film, source: Any, copied: Iterable[int]) -> Iterator[Any]:
+    moves = list[Fraction]()
+    clocks = {index: _Clock(moves) for index in copied}
     try:
         for packet in source.demux([source.streams[index] for index in copied]):
             if packet.dts is not None:
-                yield packet
+                yield clocks[packet.stream.index].moved(packet)
     except av.error.FFmpegError as exc:
         if film.partial:
             return

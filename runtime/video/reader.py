@@ -11,6 +11,7 @@ from typing import Any, final
 
 import av
 import numpy as np
+from av.sidedata.sidedata import Type as SideData
 from av.stream import Disposition
 
 from ufr_edge.errors import InputFileError
@@ -18,13 +19,12 @@ from ufr_edge.runtime.frame import Frame
 from ufr_edge.runtime.video.planes import EXACT, Layout, converted, layout_of, turned
 from ufr_edge.runtime.video.source import ColourTags, SourceFrame, VideoInfo
 
-__all__ = ["EXACT", "VideoReader", "open_input", "picture_stream", "upright"]
+__all__ = ["EXACT", "JUMP_BACK", "VideoReader", "open_input", "picture_stream", "upright"]
 
-_MEND = (
-    "Copy it again from where it came, cut off the damage (ffmpeg -i IN -c copy OUT), or take what can be "
-    "read of it: --partial"
-)
+_AGAIN = "Copy it again from where it came"
+_MEND = f"{_AGAIN}, cut off the damage (ffmpeg -i IN -c copy OUT), or take what can be read of it: --partial"
 _FALLBACK_RATE = Fraction(25)
+JUMP_BACK = Fraction(1, 2)  # seconds: by less, time stamps are untidy; by more, another recording begins
 _MARGIN = Fraction(1)  # seconds decoded before the first frame wanted: past the leading frames of an open GOP
 
 
@@ -44,6 +44,7 @@ class VideoReader:
         with open_input(path) as probe:
             first = self._read_first(probe)
         self._decoded, self._sought, self._end = 0, False, Fraction(0)
+        self._moved = 0
         self._container, self._stream = self._open()
         self._fresh = True
         self.steady = True
@@ -55,7 +56,7 @@ class VideoReader:
     def items(self, since: Fraction | None = None, *, seek: bool = True) -> Iterator[SourceFrame]:
         """Frames in order; see `VideoSource`. One pass at a time."""
         last: int | None = None
-        self._decoded, self._end = 0, Fraction(0)
+        self._decoded, self._moved, self._end = 0, 0, Fraction(0)
         for native in self._decode_from(since if seek else None):
             last = self._time_stamp(native, last)
             step = Fraction(native.duration or 0) * self.info.time_base
@@ -161,10 +162,20 @@ class VideoReader:
         if native.pts is None:
             self.steady = False
             return 0 if last is None else last + step
-        if last is not None and (last - native.pts) * self.info.time_base > _MARGIN / 2:
-            self.steady = False
+        when = int(native.pts) + self._moved
+        if last is not None and (last - when) * self.info.time_base > JUMP_BACK:
+            self._jumped(last + step - when)
+            return last + step
         # A time stamp must grow; a file that repeats one still gets every frame written.
-        return int(native.pts) if last is None else max(int(native.pts), last + 1)
+        return when if last is None else max(when, last + 1)
+
+    def _jumped(self, by: int) -> None:
+        """The clock was set back, as where two recordings meet: go on from the picture before."""
+        if not self._moved:
+            self._damage.append(
+                f"Its time stamps jump back after frame {self._decoded}; the pictures go on where they were."
+            )
+        self.steady, self._moved = False, self._moved + by
 
     def _read_first(self, container: Any) -> Any:
         """Decode one frame to learn rotation and colours."""
@@ -242,7 +253,8 @@ def open_input(path: Path) -> Any:
     try:
         return av.open(str(path))
     except (av.error.FFmpegError, OSError) as exc:
-        msg = f"{path} cannot be opened as a video ({_reason(exc)}). {_MEND}"
+        what = "it is empty" if path.stat().st_size == 0 else _reason(exc)
+        msg = f"{path} cannot be opened as a video ({what}). {_AGAIN}, or choose another file."
         raise InputFileError(msg) from exc
 
 
@@ -277,6 +289,10 @@ def _peculiarities(first: Any) -> tuple[str, ...]:
         out.append(f"Its colours are stored as RGB ({name}); they are written as YUV 4:2:0.")
     if first.interlaced_frame:
         out.append("It is interlaced; its frames are written as they are, both fields in one.")
+    if first.rotation % 90:
+        out.append(f"It is tagged to be turned by {first.rotation} degrees: only multiples of 90 are kept.")
+    if any(data.type is SideData.MASTERING_DISPLAY_METADATA for data in first.side_data):
+        out.append("Its HDR mastering data are left out; its HDR colour tags are kept.")
     return tuple(out)
 
 
