@@ -84,6 +84,7 @@ def test_without_truth_the_axes_are_agreement_and_distance_to_real_faces(
     assert all(np.isfinite(found[REAL]) for found in (*curve["rows"], *curve["marks"].values()))
     page = report.report.read_text()
     assert "The dial" in page and "Distances are to 9 real faces" in page and "without mean/std" in page
+    assert page.index("Licences") < page.index(config.targets.prior) and "as its source says" in page
     assert (out / "dial.png").read_bytes().startswith(b"\x89PNG") and page.count("data:image/png") >= 2
     assert "of the dial&#39;s curve" not in page and any("of the dial's curve" in line for line in told)
 
@@ -135,6 +136,8 @@ def test_the_report_says_why_there_is_none_and_what_draws_it(faces: Path, config
     words = ["adapt", "-i", faces, "-o", tmp_path / "run", "--curve", "--no-align", "--no-qa", "--no-progress"]
     words += ["--restorer", config.targets.restorer, "--prior", config.targets.prior, "--device", "cpu"]
     words += ["--start", 150, "--hold-until", 90, "--filter-n", 8, "--fast-steps", 1, "--steps", 1, "--batch", 4]
+    words += ["--test", faces, "--truth", faces]
     result = CliRunner().invoke(main, [*map(str, words), "--overwrite"])
     assert result.exit_code == 0, result.output
+    assert "psnr_db" in result.stdout and "no mean/std matching" in result.stdout
     assert read_json(tmp_path / "run" / "dial.json")["faces"] == 8 and SIDE == 64

@@ -17,6 +17,8 @@ from ufr_edge.adaptation.report import Section, curve_uri, figures_table, pictur
 from ufr_edge.adaptation.targets import CHOICE, TargetsReport, read_index
 from ufr_edge.adaptation.training import read_log
 from ufr_edge.files import read_json
+from ufr_edge.restorers.checkpoints import read_header
+from ufr_edge.restorers.files import WEIGHTS_NAME
 from ufr_edge.runtime.images import write_image
 
 Images = NDArray[np.uint8]
@@ -60,9 +62,19 @@ def write_adapt_report(
         *target_sections(made, pictures.worst),
         curve,
         Section(title="Training", picture=curve_uri(read_log(out), logged)),
+        licence_section(out / WEIGHTS_NAME),
     ]
     lead = "A restorer adapted to one camera, from its unlabelled faces alone."
     write_report(out / "report.html", title="Adaptation report", lead=lead, sections=sections)
+
+
+def licence_section(weights: Path) -> Section:
+    """What adapted weights learned from, and under which licences, as their header says."""
+    meta = read_header(weights)
+    rows = [["restorer", "the weights this started from", meta.get("weights_licence", "as their source says")]]
+    rows += [[kind, meta[kind], meta.get(f"{kind}_licence", "")] for kind in ("prior", "teacher") if kind in meta]
+    text = "All of them hold for the adapted weights; bundles made of them say so too."
+    return Section(title="Licences", text=text, head=["", "", "licence"], rows=rows)
 
 
 def _measured_on(count: int, *, known: bool) -> str:

@@ -149,6 +149,7 @@ def curve_png(
             labelled.append((found[x], found[y], label, -12))
     for px, py, label, up in labelled:
         axes.annotate(label, (px, py), xytext=(5, up), textcoords="offset points")
+    axes.margins(0.12)
     axes.set_xlabel(_AXES[x])
     axes.set_ylabel(_AXES[y])
     axes.set_title("targets at fidelity 0 to 1")

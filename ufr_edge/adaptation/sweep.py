@@ -84,7 +84,7 @@ class Curve:
         return Section(title="The dial", text=self._text(x), head=head, rows=rows, picture=uri)
 
     def _text(self, x: str) -> str:
-        against = f" Distances are to {self.real} real faces." if x == REAL else ""
+        against = f" Distances are to {self.real} real faces; on so few, small differences mean nothing." if x == REAL else ""
         return (
             "Targets at positions of the dial from realism (0) to fidelity (1): --fidelity takes one of them, and the "
             f"weights of the losses with it. Measured on {self.faces} faces, PSNR and SSIM without mean/std matching; "

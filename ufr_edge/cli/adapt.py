@@ -87,6 +87,8 @@ def command(
         return
     for name, figures in report.figures.items():
         click.echo(f"{name}: " + "  ".join(f"{key} {value:.4g}" for key, value in figures.items()))
+    if any("psnr_db" in figures for figures in report.figures.values()):
+        click.echo("(PSNR and SSIM: plain RGB, no mean/std matching)")
     click.echo(f"weights: {report.weights}\nreport:  {report.report}")
     click.echo(f"next:    ufr-edge export {out} -o {out.name}.ufr --calibration {report.faces}")
 
