@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ from ufr_edge.runtime.faces.detect import FaceDetector
 from ufr_edge.runtime.images import check_picture_name, write_image
 
 Images = NDArray[np.uint8]
+T = TypeVar("T")
 GIVEN = "given"
 """Name of the faces of `faces`, as the presets name those degraded on the fly."""
 SHEET_FACES = 64
@@ -262,28 +263,29 @@ def _meters(config: EvalConfig, stack: ExitStack) -> tuple[Meters, dict[str, str
             "no prior was given. Give --prior prior-256."
         )
     features = load_features(config.prior, device) if config.prior else None
-    lpips = inception = detector = None
-    try:
-        lpips = load_lpips(config.lpips, path=config.lpips_backbone, download=config.download).to(device)
-    except BackendUnavailableError as exc:
-        missing["lpips"] = str(exc)
-    try:
-        inception = load_inception(path=config.fid_backbone, download=config.download).to(device)
-    except BackendUnavailableError as exc:
-        missing["fid"] = str(exc)
-    try:
-        detector = stack.enter_context(FaceDetector()) if config.landmarks else None
-    except BackendUnavailableError as exc:
-        missing["landmark_px512"] = str(exc)
+    fetch = config.download
+    lpips = _if_here(
+        "lpips", lambda: load_lpips(config.lpips, path=config.lpips_backbone, download=fetch).to(device), missing
+    )
+    inception = _if_here(
+        "fid", lambda: load_inception(path=config.fid_backbone, download=fetch).to(device), missing
+    )
+    detector = None
+    if config.landmarks:
+        detector = _if_here("landmark_px512", lambda: stack.enter_context(FaceDetector()), missing)
     meters = Meters(
-        quality=config.quality,
-        features=features,
-        lpips=lpips,
-        inception=inception,
-        detector=detector,
-        artefacts=True,
+        quality=config.quality, features=features, lpips=lpips, inception=inception, detector=detector, artefacts=True
     )
     return meters, missing
+
+
+def _if_here(name: str, load: Callable[[], T], missing: dict[str, str]) -> T | None:
+    """Load what a figure needs; where it is not here, `missing` says why."""
+    try:
+        return load()
+    except BackendUnavailableError as exc:
+        missing[name] = str(exc)
+        return None
 
 
 def _settings(config: EvalConfig, faces: _Faces, meters: Meters, truth: Truth | None) -> dict[str, Any]:

@@ -145,19 +145,25 @@ def report_prior(
         parts["variances"] = work.variances
     parts["frechet"] = work.frechet
     figures = {name: work.part(name, make) for name, make in parts.items()}
-    record = {
+    record = _record(work, figures)
+    write_json(out / RECORD, record)
+    write_pages(out, record)
+    return PriorReport(out=out, figures=figures, reused=work.reused, skipped=work.skipped)
+
+
+def _record(work: _Work, figures: Mapping[str, Figures]) -> dict[str, Any]:
+    """What report.json holds, without this machine's folders."""
+    config = work.config.named()
+    return {
         "kind": "prior-report",
         "program": f"ufr-edge {__version__}",
-        "command": config.named().command(),
-        "config": to_json(config.named()),
+        "command": config.command(),
+        "config": to_json(config),
         "prior_sha256": work.made_by["prior"],
         "parameters": sum(p.numel() for p in work.prior.parameters()),
         "faces": len(work.faces),
         "figures": figures,
     }
-    write_json(out / RECORD, record)
-    write_pages(out, record)
-    return PriorReport(out=out, figures=figures, reused=work.reused, skipped=work.skipped)
 
 
 class _Work:
