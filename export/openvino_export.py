@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ from numpy.typing import NDArray
 from ufr_edge.calibration.accuracy_control import AccuracyControl, quantize_controlled
 from ufr_edge.calibration.ptq_openvino import NncfConfig, quantize_openvino
 from ufr_edge.errors import BuildError, CalibrationError
-from ufr_edge.export.onnx_check import check_operators, layers_with, read_onnx
 from ufr_edge.optional import require
 from ufr_edge.runtime.signal_stack import kept_signal_stack
 
@@ -38,7 +38,7 @@ def export_openvino(
         msg = "An int8 engine needs calibration frames. Give --calibration FOLDER with aligned faces of the camera."
         raise CalibrationError(msg)
     ov = require("openvino", extra="openvino")
-    check_operators(read_onnx(source))
+    _check_operators(source)
     model = _read(ov, source)
     if frames is not None and precision == "int8":
         if control is None:
@@ -58,12 +58,25 @@ def _read(ov: Any, source: Path) -> Any:
         return ov.convert_model(source)
     except RuntimeError as exc:
         # OpenVINO names operators, not layers.
-        words = (
-            set(re.findall(r"\w+", str(exc).split("not support", 1)[-1]))
-            if "not support" in str(exc)
-            else set()
-        )
-        named = layers_with(read_onnx(source), words)
+        named = _layers_refused(source, str(exc))
         reason = f"it has no {', '.join(named)}" if named else str(exc)
         msg = f"OpenVINO could not convert {source}: {reason}"
         raise BuildError(msg) from exc
+
+
+def _check_operators(source: Path) -> None:
+    """Look at the operators where the onnx package is: a device that builds its engines again does without."""
+    if importlib.util.find_spec("onnx") is None:
+        return
+    from ufr_edge.export.onnx_check import check_operators, read_onnx
+
+    check_operators(read_onnx(source))
+
+
+def _layers_refused(source: Path, words: str) -> list[str]:
+    _, found, after = words.partition("not support")
+    if not found or importlib.util.find_spec("onnx") is None:
+        return []
+    from ufr_edge.export.onnx_check import layers_with, read_onnx
+
+    return layers_with(read_onnx(source), set(re.findall(r"\w+", after)))

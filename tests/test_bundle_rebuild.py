@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -390,3 +392,22 @@ def test_an_engine_that_is_not_what_was_asked_for_is_no_engine(
     with pytest.raises(BuildError, match="holds float, not int8.*as it was"):
         rebuild_bundle(path, engines=["ov-int8"], calibration=faces)
     assert snapshot(path) == before
+
+
+@pytest.mark.parametrize("asked", [["--all-misfits"], ["--engine", "ov-fp32"]])
+def test_a_device_needs_neither_torch_nor_onnx(tmp_path: Path, asked: list[str]) -> None:
+    """As docs/jetson.md says: the base install and the engine's own package."""
+    pytest.importorskip("openvino")
+    path = write_bundle(tmp_path / "a.ufr", entry("ort", files=("tiny.onnx",)), openvino())
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'onnx', 'onnxscript', 'nncf', 'safetensors'): sys.modules[name] = None\n"
+        "from ufr_edge.cli import main\n"
+        "main(['bundle', 'rebuild', *sys.argv[1:], '--no-progress'])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path), *asked], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert bundle_problems(read_bundle(path)) == ()
+    assert (path / "ov-fp32.bin").read_bytes() == b"old" or "--engine" in asked
