@@ -357,6 +357,8 @@ class TestServers:
                 opened(f"{scheme}://me:{SECRET}@127.0.0.1:{port}/live")
             assert time.monotonic() - started < 30  # a limit, not a measurement: it must not hang
         assert SECRET not in str(caught.value) and f"{scheme}://***@127.0.0.1" in str(caught.value)
+        if serve is stalls:
+            assert "answer within" in str(caught.value)
 
     def test_one_that_is_not_there(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:

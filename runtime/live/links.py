@@ -82,10 +82,15 @@ class NetworkLink:
         options = {"flags": "low_delay", "analyzeduration": "1000000"}
         if uri.scheme.startswith("rtsp"):
             options["rtsp_transport"] = config.transport
+        started = time.monotonic()
         try:
             self._container = av.open(uri.target, options=options, timeout=(config.open_s, config.read_s))
         except (av.error.FFmpegError, OSError, ValueError) as exc:
-            raise LinkError(self._reason(exc), final=_is_final(exc)) from None
+            late = (
+                time.monotonic() - started > 0.9 * config.open_s
+            )  # FFmpeg calls what it gave up on "invalid data"
+            reason = f"no usable answer within {config.open_s:g} s" if late else self._reason(exc)
+            raise LinkError(reason, final=_is_final(exc)) from None
         if not self._container.streams.video:
             self._container.close()
             msg = "it has no picture stream"

@@ -25,6 +25,9 @@ from ufr_edge.runtime.video.source import SourceFrame, VideoInfo
 from ufr_edge.runtime.video.synthetic import SyntheticScene
 from ufr_edge.runtime.video.uri import Uri
 
+_MEND = (
+    "Copy it again from where it came, or cut off the damage: ffmpeg -i IN -c copy OUT"  # `run` has --partial
+)
 _TIME_BASE = Fraction(1, 90_000)
 _SCENE_FRAMES = 600
 
@@ -305,7 +308,7 @@ class _Opened:
             rate = config.picture_rate
             self.info = VideoInfo(name=file.name, width=width, height=height, rate=rate, time_base=1 / rate)
         else:
-            self._reader = VideoReader(file, threads=config.threads)
+            self._reader = VideoReader(file, threads=config.threads, mend=_MEND)
             self.info = self._reader.info
 
     def frames(self) -> Iterator[SourceFrame]:

@@ -32,15 +32,17 @@ _MARGIN = Fraction(1)  # seconds decoded before the first frame wanted: past the
 class VideoReader:
     """One video file. Frames come upright (display rotation applied), pixels as coded beside RGB."""
 
-    def __init__(self, path: Path, *, threads: int | None = None, partial: bool = False) -> None:
-        """Open `path`. partial: a damaged file ends where it ends, and `notes` says so.
+    def __init__(
+        self, path: Path, *, threads: int | None = None, partial: bool = False, mend: str = _MEND
+    ) -> None:
+        """Open `path`. partial: a damaged file ends where it ends, and `notes` says so. mend: said of damage.
 
         Raises InputFileError when it is missing, no video, or has no picture stream.
         """
         if not path.is_file():
             msg = f"{path} does not exist or is no file. Check the path."
             raise InputFileError(msg)
-        self._path, self._threads, self._partial = path, threads, partial
+        self._path, self._threads, self._partial, self._mend = path, threads, partial, mend
         with open_input(path) as probe:
             first = self._read_first(probe)
         self._decoded, self._sought, self._end = 0, False, Fraction(0)
@@ -140,7 +142,7 @@ class VideoReader:
     def _damaged(self, exc: av.error.FFmpegError) -> None:
         what = f"{self._path} is damaged or cut short after {self._decoded} frames ({_reason(exc)})."
         if not self._partial:
-            msg = f"{what} {_MEND}"
+            msg = f"{what} {self._mend}"
             raise InputFileError(msg) from exc
         if not self._damage:
             self._damage.append(f"{what} What could be decoded was taken.")
@@ -183,10 +185,10 @@ class VideoReader:
         try:
             first = next(container.decode(stream), None)
         except av.error.FFmpegError as exc:
-            msg = f"{self._path}: no frame can be decoded ({_reason(exc)}). {_MEND}"
+            msg = f"{self._path}: no frame can be decoded ({_reason(exc)}). {self._mend}"
             raise InputFileError(msg) from exc
         if first is None:
-            msg = f"{self._path}: no frame can be decoded. {_MEND}"
+            msg = f"{self._path}: no frame can be decoded. {self._mend}"
             raise InputFileError(msg)
         return first
 
@@ -233,7 +235,7 @@ class VideoReader:
                 "could be read."
             )
             if not self._partial or last is None:
-                msg = f"{what} {_MEND}"
+                msg = f"{what} {self._mend}"
                 raise InputFileError(msg)
             self._damage.append(what)
 
