@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,9 @@ def engines_asked(records: Sequence[Json]) -> list[Asked]:
         Asked("int8's worst image, shipped restorers", SHIPPED_WORST_DB, _most_lost(ours, "worst_"), "dB"),
         Asked("int8's mean drop, an adapted restorer", SHIPPED_DROP_DB, _most_lost(adapted, ""), "dB"),
         Asked(
+            "int8's worst image, an adapted restorer", SHIPPED_WORST_DB, _most_lost(adapted, "worst_"), "dB"
+        ),
+        Asked(
             "longest export", EXPORT_S, max((r["export_s"] for r in records), default=None), "s", strict=True
         ),
     ]
@@ -91,12 +94,14 @@ def performance_asked(
     }
     p95 = _greatest(_percentile(item["live"]["ages_ms"], 95) for item in large)
     drops = _greatest(item["live"]["stats"].get("dropped_total") for item in large)
-    pairs = [
-        scene for item in results for scene in item["motion"].values() if {"with", "without"} <= set(scene)
+    scenes = [
+        (name, scene)
+        for item in results
+        for name, scene in item["motion"].items()
+        if {"with", "without"} <= set(scene)
     ]
-    less = _least(
-        100 * (1 - s["with"]["flicker"] / s["without"]["flicker"]) for s in pairs if s["without"]["flicker"]
-    )
+    pairs = [scene for _, scene in scenes]
+    less, still = _less_flicker(pairs), _less_flicker(scene for name, scene in scenes if name == "still")
     lost = _greatest(s["without"]["psnr_db"] - s["with"]["psnr_db"] for s in pairs)
     further = _greatest(
         item["further_ms"][key] / item["engine_ms"] for item in faces for key in item.get("further_ms", {})
@@ -110,7 +115,8 @@ def performance_asked(
         Asked("a further face, against the engine's own time", 1.3, further, "x"),
         Asked("memory growth of a live run", 20, growth, "MB", strict=True),
         Asked("faster than the networks in PyTorch", 30, ratio, "x", least=True),
-        Asked("less flicker with the stabiliser, worst scene", 50, less, "%", least=True),
+        Asked("less flicker with the stabiliser, still face", 50, still, "%", least=True),
+        Asked("the same, worst scene (moving, speaking; not asked)", 50, less, "%", least=True),
         Asked("PSNR lost by it, worst scene", 0.3, lost, "dB"),
     ]
 
@@ -133,6 +139,13 @@ def _ratio(taken: Sequence[Path]) -> float | None:
     ours = [item for item in record["ours"] if item["side"] == 512] or record["ours"]
     slowest = min(rate for item in ours for rate in item["frames_per_second"])
     return float(slowest / max(item["frames_per_second"] for item in record["theirs"]))
+
+
+def _less_flicker(scenes: Iterable[Json]) -> float | None:
+    """The least of all scenes, in percent."""
+    return _least(
+        100 * (1 - s["with"]["flicker"] / s["without"]["flicker"]) for s in scenes if s["without"]["flicker"]
+    )
 
 
 def _times(records: Sequence[Json], arch: str, side: int) -> dict[str, float]:
