@@ -91,6 +91,7 @@ class FaceStore:
         self._waste = self._index_size - sum(len(_line(row)) for row in self.rows.values())
         self._next: int = max([top, *self.rows]) + 1
         self._unsynced: list[Path] = []
+        self._dirty = True  # an earlier process may have been killed before it came to it
         self._synced = time.monotonic()
 
     @property
@@ -126,8 +127,7 @@ class FaceStore:
         self._append(_line(row))
         self._next, self.rows[seq] = seq + 1, row
         self._unsynced.append(path)
-        if time.monotonic() - self._synced >= _SYNC_S:
-            self.sync()
+        self.keep_up()
         return row
 
     def drop(self, row: FaceRow, why: str) -> None:
@@ -148,8 +148,15 @@ class FaceStore:
             self.drop(row, "too old")
         return len(old)
 
+    def keep_up(self) -> None:
+        """`sync`, at most once a second. Raises OutputError."""
+        if time.monotonic() - self._synced >= _SYNC_S:
+            self.sync()
+
     def sync(self) -> None:
-        """Make what was written survive a power cut. Raises OutputError."""
+        """Make what was written survive a power cut; nothing where nothing was. Raises OutputError."""
+        if not self._dirty:
+            return
         with disk_errors(self.folder):
             for path in self._unsynced:
                 if path.exists():
@@ -158,7 +165,7 @@ class FaceStore:
             os.fsync(self._index.fileno())
             _sync(self.folder)
         self._unsynced.clear()
-        self._synced = time.monotonic()
+        self._dirty, self._synced = False, time.monotonic()
 
     def close(self) -> None:
         """Make it survive a power cut, and close the index. Raises OutputError."""
@@ -169,6 +176,7 @@ class FaceStore:
                 self._index.close()
 
     def _append(self, line: str) -> None:
+        self._dirty = True
         with disk_errors(self.folder / INDEX):
             self._index.write(line)
             self._index.flush()

@@ -152,6 +152,7 @@ class FaceRecorder:
         reason = self._reason(seen, track, look)
         if reason is not None:
             self._refused[reason] += 1
+            self._store.keep_up()  # while faces come that are not kept, those before must not wait for the next
             return reason
         rest = _line(seen) | ({"camera": self._config.camera} if self._config.camera else {})
         row = self._store.add(seen.crop, track=track, look=look, at=self._now(), rest=rest)

@@ -343,6 +343,27 @@ class TestPowerCut:
         assert sorted(p.name for p in folder.glob("*.png")) == ["00000002.png"]
         assert not list(folder.glob(".*.png")) + list(folder.glob(".*.jsonl"))
 
+    def test_what_was_kept_is_on_the_disk_within_a_second_whatever_comes_then(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """People who stand there are looked at all the time, and refused: their first face must not wait for that."""
+        clock, synced = [100.0], list[str]()
+        monkeypatch.setattr("ufr_edge.runtime.face_store.time.monotonic", lambda: clock[0])
+        monkeypatch.setattr("ufr_edge.runtime.face_store._sync", lambda path: synced.append(path.name))
+        with open_recorder(tmp_path, SMALL) as recorder:
+            clock[0] += 0.4
+            assert recorder.offer(sighting(1)) is None
+            assert synced == []
+            for _ in range(20):
+                clock[0] += 0.05
+                assert recorder.offer(sighting(1)) == "soon"
+            assert synced == ["00000000.png", tmp_path.name]
+            # Where nothing was written, nothing is: a recorder that waits for days does not wear its disk out.
+            for _ in range(5):
+                clock[0] += 1.0
+                recorder.sync()
+            assert len(synced) == 2
+
     def test_numbers_are_never_given_twice(self, tmp_path: Path) -> None:
         folder = self.filled(tmp_path)
         with open_store(folder) as store:
