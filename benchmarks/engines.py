@@ -4,11 +4,15 @@
 
 RESTORER@SIDE chooses what is exported (default: all shipped ones at their own side; edge-l also at 512). Faces to calibrate
 on and to measure on are the demo's, degraded by a preset; other faces in each half. Or give --calibration and --reference.
+An adapted restorer, such as the demo's, gets rows of its own:
+
+    python benchmarks/engines.py --adapted demo/adapted demo/faces/seen demo/faces/test demo/faces/test-truth
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -23,6 +27,7 @@ from ufr_edge import __version__
 from ufr_edge.calibration.gate import GateConfig
 from ufr_edge.cli.border import script_border
 from ufr_edge.degradations.folder import DegradeConfig, degrade_folder
+from ufr_edge.errors import InputFileError
 from ufr_edge.export.bundle_export import ExportOptions, export_bundle
 from ufr_edge.export.requests import EngineRequest
 from ufr_edge.files import atomic_file, write_json
@@ -156,16 +161,21 @@ def measure(
     return Measured(report.path, report.manifest, seconds, bench.reports, notes)
 
 
-def measure_adapted(args: argparse.Namespace, requests: Sequence[EngineRequest]) -> Measured:
-    """Export the weights of --adapted, and time their engines: what int8 costs a restorer of one camera."""
+def read_adapted(args: argparse.Namespace) -> tuple[AnyRestorer, tuple[Path, Path]]:
+    """The restorer of --adapted; the folders to calibrate and to measure on. Raises what a wrong one is, at once."""
     weights, calibration, low, high = args.adapted
-    pairs = args.output / "adapted"
+    restorer, pairs = load_any_restorer(str(weights)), args.output / "adapted"
+    names = [{path.stem for path in list_images(folder)} for folder in (low, high)]
+    if alone := sorted(names[0] ^ names[1]):
+        msg = f"{low} and {high} must hold pictures of the same names; {alone[0]} is in one of them only."
+        raise InputFileError(msg)
+    list_images(calibration)
     for name, folder in (("lq", low), ("hq", high)):
-        (pairs / name).mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(pairs / name, ignore_errors=True)  # of an earlier run
+        (pairs / name).mkdir(parents=True)
         for path in list_images(folder):
             write_image(pairs / name / f"{path.stem}.png", read_image(path))
-    found = measure(Case("adapted", None), args, (calibration, pairs), requests, restorer=load_any_restorer(str(weights)))
-    return replace(found, adapted=True)
+    return restorer, (calibration, pairs)
 
 
 def engine_row(entry: EngineEntry, path: Path, report: BenchReport | None) -> list[str]:
@@ -237,6 +247,7 @@ def run(args: argparse.Namespace) -> None:
     cases = [Case.parse(text) for text in args.restorer] or shipped_cases()
     requests = offered_requests(args.format)
     args.output.mkdir(parents=True, exist_ok=True)
+    adapted = read_adapted(args) if args.adapted else None  # before the long part
     results = []
     for case in cases:
         print(f"{case.name}{f' at {case.side}' if case.side else ''}", flush=True)
@@ -244,8 +255,9 @@ def run(args: argparse.Namespace) -> None:
         if None in faces:
             faces = make_faces(args.output / "faces", case.side or load_restorer(case.name).side)
         results.append(measure(case, args, faces, requests))
-    if args.adapted:
-        results.append(measure_adapted(args, requests))
+    if adapted is not None:  # what int8 costs a restorer of one camera
+        found = measure(Case("adapted", None), args, adapted[1], requests, restorer=adapted[0])
+        results.append(replace(found, adapted=True))
     write_json(args.output / "engines.json", [_record(result) for result in results])
     with atomic_file(args.page) as beside:
         beside.write_text(page(results, power, args), encoding="utf-8")

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from export_helpers import write_faces, write_run
 from script_loading import load_script
 from tiny_bundle import entry, write_tiny_bundle
 
 from ufr_edge.calibration.frames import load_faces
+from ufr_edge.errors import InputFileError
 from ufr_edge.export.bundle_export import load_pairs
 from ufr_edge.runtime.bench import bench_bundle
 from ufr_edge.runtime.bundle import Wanted, read_bundle
@@ -56,6 +58,24 @@ def test_a_row_and_the_page(engines: Any, tmp_path: Path) -> None:
     text = engines.page([measured], read_power_state(), args)
     assert "| ort-fp32 | fp32 |" in text and f"{bench.reports[0].p50_ms:.2f}" in text
     assert "- a note" in text and "12 s." in text and str(tmp_path) not in text
+
+
+def test_an_adapted_restorer_is_read_before_anything_long(engines: Any, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    seen, low, high = (write_faces(tmp_path / name, 3, seed=i) for i, name in enumerate(("seen", "lq", "hq")))
+    order = ["-o", str(tmp_path / "out"), "--adapted", *(str(path) for path in (run, seen, low, high))]
+    stale = tmp_path / "out" / "adapted" / "lq" / "stale.png"
+    stale.parent.mkdir(parents=True)
+    stale.write_bytes(b"")
+    restorer, (calibration, pairs) = engines.read_adapted(engines.parse(order))
+    assert (restorer.arch, calibration) == ("edge-s", seen)
+    assert len(load_pairs(pairs, restorer.side)[0]) == 3 and not stale.exists()
+    (high / "002.png").unlink()
+    with pytest.raises(InputFileError, match="002 is in one of them only"):
+        engines.read_adapted(engines.parse(order))
+    page = tmp_path / "engines.md"
+    assert engines.main([*order, "--page", str(page)]) == 1
+    assert not page.exists() and not list((tmp_path / "out").glob("*.ufr"))
 
 
 def test_the_ratio_is_of_one_run(engines: Any, tmp_path: Path) -> None:
