@@ -61,8 +61,8 @@ def test_a_quarter_of_the_tiles_is_flat_and_not_the_texture() -> None:
     assert flat.sum() == flat.size // 4
     assert not flat[4:12, 4:12].any()
     assert flat_tiles(np.zeros((64, 72, 3), np.uint8)).shape == (4, 4)
-    with pytest.raises(ShapeError, match="tiles of 16 px"):
-        flat_tiles(np.zeros((8, 64, 3), np.uint8))
+    with pytest.raises(ShapeError, match="tiles of 16 px, two each way"):
+        flat_tiles(np.zeros((24, 64, 3), np.uint8))
 
 
 @pytest.mark.parametrize("period", [2, 4, 8])
@@ -72,7 +72,7 @@ def test_a_grid_of_two_levels_is_clearly_seen(period: int, axis: int) -> None:
     flat = flat_tiles(clean)
     grid = grid_energy(levels(clean + stripes(period, 2, axis=axis)), flat)
     assert grid == pytest.approx(4, rel=0.1)
-    assert grid > 50 * grid_energy(clean, flat)
+    assert abs(grid_energy(clean, flat)) < 0.01
 
 
 def test_a_checkerboard_in_one_channel_is_seen() -> None:
@@ -84,13 +84,16 @@ def test_a_checkerboard_in_one_channel_is_seen() -> None:
 def test_noise_texture_shading_and_other_periods_are_no_grid() -> None:
     clean = shaded(noise=0)
     flat = flat_tiles(clean)
-    noisy = levels(clean + np.random.default_rng(1).normal(0, 5, clean.shape))
-    assert grid_energy(noisy, flat) == pytest.approx(
-        25 * 64 / (flat.sum() * TILE**2), rel=0.5
-    )  # the noise that is left
-    assert grid_energy(clean, flat) < 0.01
+    assert abs(grid_energy(clean, flat)) < 0.01
     waves = 2 * np.sin(np.arange(SIDE) * 2 * np.pi / 5.3)[None, :, None]
-    assert grid_energy(levels(clean + waves), flat) < 0.1
+    assert abs(grid_energy(levels(clean + waves), flat)) < 0.1
+    rng = np.random.default_rng(1)
+    for sigma, width in ((15, 0.01), (40, 1.5)):  # fine and coarse noise, both strong
+        drawn = [cv2.GaussianBlur(rng.normal(0, sigma, clean.shape), (0, 0), width) for _ in range(20)]
+        left = [grid_energy(levels(clean + noise), flat) for noise in drawn]
+        assert abs(np.median(left)) < 0.2, (sigma, left)
+        seen = [grid_energy(levels(clean + noise + stripes(4, 2)), flat) for noise in drawn]
+        assert np.median(seen) == pytest.approx(4, rel=0.15)
 
 
 def test_the_grid_is_looked_for_in_flat_areas_alone() -> None:

@@ -214,12 +214,14 @@ def test_a_cast_and_a_grid_are_told_beside_clean_faces(tmp_path: Path) -> None:
         report = evaluate(config(truth=clean, faces=folder, degrade=(), side=SIDE), show=False)
         found[name] = report.figures["given"]["input"]
     same = found["same"]
-    assert (same["colour_cast"], same["grid_ratio"], same["flat_energy_ratio"]) == pytest.approx((0, 1, 1))
-    assert found["gridded"]["grid_ratio"] > 10 and found["gridded"]["colour_cast"] < 1
-    assert found["reddened"]["colour_cast"] > 3 and found["reddened"]["grid_ratio"] < 2
+    own = report.settings["grid_truth_levels"]
+    assert (same["colour_cast"], same["flat_energy_ratio"]) == pytest.approx((0, 1))
+    assert same["grid_levels"] == pytest.approx(own, abs=1e-4) and own < 0.3
+    assert found["gridded"]["grid_levels"] == pytest.approx(2, rel=0.1) and found["gridded"]["colour_cast"] < 1
+    assert found["reddened"]["colour_cast"] > 3 and found["reddened"]["grid_levels"] < 0.3
     assert found["reddened"]["colour_cast_common"] == pytest.approx(found["reddened"]["colour_cast"], rel=0.1)
     assert found["red and green"]["colour_cast_common"] < 0.7 * found["red and green"]["colour_cast"]
-    assert {"colour_cast", "grid_ratio", "flat_energy_ratio"} <= set(report.settings)
+    assert {"colour_cast", "grid_levels", "flat_energy_ratio"} <= set(report.settings)
     assert eval_table(found).splitlines()[0].endswith("| colour cast | grid | flat areas |")
 
 

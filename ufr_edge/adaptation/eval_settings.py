@@ -40,22 +40,24 @@ def _fid(count: int, source: str) -> str:
     return f"{count} images against the {count} of {source}, {network}{few if count <= FEATURES else ''}"
 
 
-def _artefacts(meters: Meters, truth: Truth) -> dict[str, str]:
+def _artefacts(meters: Meters, truth: Truth) -> dict[str, Any]:
     """Colour cast, grid, flat areas (with what the clean faces have of them) and whose face is nearest."""
     if truth.flat is None:
         return {}
-    where = (
-        f"in the {100 * FLAT_SHARE:.0f} % of {TILE} px tiles in which the truth varies least: median face beside the "
-        "median clean face"
-    )
-    settings = {
+    where = f"in the {100 * FLAT_SHARE:.0f} % of {TILE} px tiles in which the truth varies least, median face"
+    settings: dict[str, Any] = {
         "colour_cast": (
             "length of a face's mean (a*, b*) shift from the truth, in CIELAB units; colour_cast_common is that of the "
             "shift which all faces share"
         ),
-        "grid_ratio": f"energy of what repeats every 2, 4 or {PERIOD} px {where} ({truth.flat.grid:.3g} levels squared)",
+        "grid_levels": (
+            f"root mean square, in 8-bit levels, of what repeats every 2, 4 or {PERIOD} px in all tiles alike, {where}; "
+            "grid_truth_levels is the clean faces' own"
+        ),
+        "grid_truth_levels": round(truth.flat.grid, 4),
         "flat_energy_ratio": (
-            f"energy finer than about {TILE} px (noise, ringing, texture) {where} ({truth.flat.energy:.3g} levels squared)"
+            f"energy finer than about {TILE} px (noise, ringing, texture) {where}, as a share of the clean faces' "
+            f"({truth.flat.energy:.3g} levels squared)"
         ),
     }
     if meters.features and len(truth.images) > 1:

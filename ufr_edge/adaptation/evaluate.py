@@ -57,7 +57,7 @@ class Figures:
 
 @dataclass(frozen=True, kw_only=True)
 class Flat:
-    """The flat tiles of clean faces, bool (N, rows, columns), and the median energies of these faces in them."""
+    """The flat tiles of clean faces, bool (N, rows, columns); the faces' grid there, in 8-bit levels, and energy."""
 
     tiles: NDArray[np.bool_]
     grid: float
@@ -168,10 +168,8 @@ def _artefacts(images: Images, truth: Truth, meters: Meters) -> Figures:
     if truth.flat is None:
         return Figures(each={})
     shifts = np.stack([colour_shift(a, b) for a, b in zip(images, truth.images, strict=True)])
-    whole = {"colour_cast_common": float(np.linalg.norm(shifts.mean(0)))}
     grid, energy = _flat_energies(images, truth.flat.tiles)
-    if truth.flat.grid > 0:
-        whole["grid_ratio"] = grid / truth.flat.grid
+    whole = {"colour_cast_common": float(np.linalg.norm(shifts.mean(0))), "grid_levels": grid}
     if truth.flat.energy > 0:
         whole["flat_energy_ratio"] = energy / truth.flat.energy
     if meters.features and len(images) > 1:
@@ -180,10 +178,11 @@ def _artefacts(images: Images, truth: Truth, meters: Meters) -> Figures:
 
 
 def _flat_energies(images: Images, tiles: NDArray[np.bool_]) -> tuple[float, float]:
+    """Root of the grid's energy (8-bit levels, 0 without a grid) and all fine energy of the median face."""
     pairs = zip(images, tiles, strict=True)
     # Medians: the few faces without a flat area would outweigh all others.
     grid, energy = np.median([(grid_energy(*pair), flat_energy(*pair)) for pair in pairs], axis=0)
-    return float(grid), float(energy)
+    return float(max(grid, 0.0) ** 0.5), float(energy)
 
 
 def _frechet(images: Images, truth: Truth, meters: Meters) -> dict[str, float]:

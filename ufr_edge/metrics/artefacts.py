@@ -41,32 +41,32 @@ def flat_tiles(truth: Image) -> Flags:
     """Tell which tiles of a clean face uint8 (H, W, 3) are flat: bool (H // 16, W // 16), a quarter of them true.
 
     They are those in which the smoothed (Gaussian, sigma 2 px) picture has the least standard deviation, so that its own
-    noise chooses none. Raises ShapeError below 16 px.
+    noise chooses none; two at least. Raises ShapeError below 32 px.
     """
-    if min(truth.shape[:2]) < TILE:
-        msg = f"Flat areas are looked for in tiles of {TILE} px; got a picture of {truth.shape[1]}x{truth.shape[0]}."
+    if min(truth.shape[:2]) < 2 * TILE:
+        msg = f"Flat areas are looked for in tiles of {TILE} px, two each way at least; got a picture of {truth.shape[1]}x{truth.shape[0]}."
         raise ShapeError(msg)
     smooth = cv2.GaussianBlur(truth.astype(np.float64), (0, 0), 2)
     spread = _tiles(smooth).std((2, 3)).mean(-1)
     flat = np.zeros(spread.size, np.bool_)
-    flat[np.argsort(spread, axis=None, kind="stable")[: max(1, round(FLAT_SHARE * spread.size))]] = True
+    flat[np.argsort(spread, axis=None, kind="stable")[: max(2, round(FLAT_SHARE * spread.size))]] = True
     return flat.reshape(spread.shape)
 
 
 def grid_energy(image: Image, flat: Flags) -> float:
     """Energy of what repeats every 2, 4 or 8 px at a fixed place, in 8-bit levels squared, mean of R, G and B.
 
-    image: uint8 (H, W, 3). flat: as from `flat_tiles`; only these are looked at. The picture without its shading (as in
-    `flat_energy`) is laid over itself every 8 px and meaned, and the variance of these 8x8 values is taken: shades and
-    texture cancel out, a pattern bound to the pixels of a network or of JPEG stays. Stripes of +2 and -2 levels give 4.
-    Noise leaves its variance x 64 / pixels looked at.
+    image: uint8 (H, W, 3). flat: as from `flat_tiles`; only these are looked at, two at least. Each tile, without its
+    shading (as in `flat_energy`), is laid over itself every 8 px; then the 8x8 patterns of all pairs of different tiles
+    are multiplied and meaned. A pattern bound to the pixels of a network or of JPEG is the same in every tile and stays:
+    stripes of +2 and -2 levels give 4. Noise and texture differ from tile to tile and cancel out, so that without a grid
+    the value lies about 0, on both sides.
     """
-    folded = (
-        _flat_detail(image, flat)
-        .reshape(-1, TILE // PERIOD, PERIOD, TILE // PERIOD, PERIOD, 3)
-        .mean((0, 1, 3))
-    )
-    return float(folded.var((0, 1)).mean())
+    tiles = _flat_detail(image, flat)
+    folded = tiles.reshape(-1, TILE // PERIOD, PERIOD, TILE // PERIOD, PERIOD, 3).mean((1, 3))
+    folded -= folded.mean((1, 2), keepdims=True)
+    products = folded.sum(0) ** 2 - (folded**2).sum(0)
+    return float(products.mean() / (len(folded) * (len(folded) - 1)))
 
 
 def flat_energy(image: Image, flat: Flags) -> float:

@@ -32,12 +32,12 @@ METRICS = {
     "landmark_none": ("no face found", ".0f"),
     "own_is_nearest": ("own is nearest", ".0%"),
     "colour_cast": ("colour cast", ".2f"),
-    "grid_ratio": ("grid", ".2f"),
+    "grid_levels": ("grid", ".2f"),
     "flat_energy_ratio": ("flat areas", ".2f"),
 }
 """Figures of `ufr-edge eval` that tables show, those that were measured, in this order: heading and format."""
 
-LATER = ("own_is_nearest", "colour_cast", "grid_ratio", "flat_energy_ratio")
+LATER = ("own_is_nearest", "colour_cast", "grid_levels", "flat_energy_ratio")
 """Figures that reports of older versions do not have: a card shows them where they are."""
 
 _SAID = {
@@ -47,8 +47,8 @@ _SAID = {
         "own is nearest: faces whose nearest of all truths is their own, on the prior's features of the inner face"
     ),
     "colour_cast": "colour cast: mean length of a face's mean (a*, b*) shift from the truth, in CIELAB units",
-    "grid_ratio": "grid: energy at periods of 2, 4 and 8 px where the truth is flat, median face beside the median clean face (1 is as clean)",
-    "flat_energy_ratio": "flat areas: all energy finer than 16 px there (noise, ringing), likewise",
+    "grid_levels": "grid: what repeats every 2, 4 or 8 px where the truth is flat, in 8-bit levels, median face",
+    "flat_energy_ratio": "flat areas: all energy finer than 16 px there (noise, ringing), as a share of the clean faces'",
 }
 """What the figures mean, where they were measured."""
 
@@ -245,6 +245,7 @@ def settings_line(report: Mapping[str, Any]) -> str:
     said += [f"PSNR and SSIM: {_words(settings['psnr_ssim'])}"] if "psnr_ssim" in settings else []
     measured = {key for columns in report["figures"].values() for values in columns.values() for key in values}
     said += [text for key, text in _SAID.items() if key in measured]
+    said += [f"grid of the clean faces: {settings['grid_truth_levels']:.2f}"] if "grid_truth_levels" in settings else []
     if "prior_feature_distance" in settings:
         said.append(f"feature distances (lower is better): {settings['prior_feature_distance']}")
     missing = sorted(report.get("not_measured", {}))
