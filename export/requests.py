@@ -54,8 +54,17 @@ def backend_of(format: str) -> str:
 
 
 def plan_requests(formats: Sequence[str], precisions: Sequence[str]) -> tuple[EngineRequest, ...]:
-    """Every format at every precision, in the order given, each once. Raises ConfigError as EngineRequest does."""
+    """Every format at every precision, in the order given, each once. Raises ConfigError as EngineRequest does, and
+    says how to come to the engines of which one format alone has the precision."""
     pairs = dict.fromkeys((f, p) for f in formats for p in precisions)
+    for format, precision in pairs:
+        able = [f for f in formats if precision in SUPPORTED.get(f, ())]
+        if able and precision not in SUPPORTED.get(format, (precision,)):
+            msg = (
+                f"{format} has no {precision} engine. It has: {', '.join(SUPPORTED[format])}. Export without {precision}, "
+                f"and then: ufr-edge bundle rebuild NAME.ufr --add {able[0]}-{precision}"
+            )
+            raise ConfigError(msg)
     return tuple(EngineRequest(format=f, precision=p) for f, p in pairs)
 
 
