@@ -42,7 +42,7 @@ from ufr_edge.runtime.live.onsite import (
 from ufr_edge.runtime.live.stats import Labels, LiveStats, StatsBoard
 from ufr_edge.runtime.live.watch import FaceWatch
 from ufr_edge.runtime.recorder import RecorderStats
-from ufr_edge.runtime.versions import current_version, history, install_version
+from ufr_edge.runtime.versions import current_version, history, install_version, refuse_version
 
 AUTO = OnsiteConfig(mode="auto", least_faces=10, rest_s=60.0)
 
@@ -194,7 +194,7 @@ def test_what_was_interrupted_goes_on_in_the_same_folder(tmp_path: Path) -> None
 def test_a_damaged_state_uses_no_number_twice(tmp_path: Path) -> None:
     (tmp_path / "readapt" / "0007").mkdir(parents=True)
     (tmp_path / STATE).write_text('{"run": 7, "sta')
-    nothing = {"run": 7, "state": "none", "faces": 0, "reason": "", "misses": 0, "rest_s": 0.0}
+    nothing = {"run": 7, "state": "none", "faces": 0, "reason": "", "misses": 0, "before": 0, "rest_s": 0.0}
     assert read_state(tmp_path) == nothing
     (tmp_path / STATE).write_text(
         '{"run": 3, "state": "refused", "faces": 70, "reason": ""}'
@@ -237,6 +237,31 @@ def test_each_refusal_doubles_the_rest_up_to_a_day(tmp_path: Path) -> None:
         bench.clock += 1
     once(bench, loop, 0)
     assert loop.state["misses"] == 0 and loop.state["rest_s"] == 3600.0
+
+
+def test_one_that_was_installed_and_left_again_is_a_miss(tmp_path: Path) -> None:
+    """The gate lets it through, the stream goes back: without this they would take turns every half hour for ever."""
+    for name in ("one", "two"):
+        install_version(
+            tmp_path, write_tiny_bundle(tmp_path.parent / f"{tmp_path.name}-{name}.ufr", name=name)
+        )
+    bench = Bench(tmp_path, replace(AUTO, rest_s=3600.0))
+    loop = bench.loop()
+    once(bench, loop, 3)
+    bench.clock += 3600
+    once(bench, loop, 0)
+    assert (loop.state["misses"], loop.state["rest_s"]) == (0, 3600.0)
+    refuse_version(tmp_path, 2, instead=1, reason="it threw")
+    bench.clock += 3600
+    loop.tick(stats(drifted=True, kept=0))
+    loop.tick(stats(drifted=True, kept=99))
+    assert len(bench.started) == 2
+    assert (loop.state["state"], loop.state["misses"], loop.state["rest_s"]) == ("refused", 2, 7200.0)
+    assert "it was installed, and left again: it threw; the next in 120 minutes" in bench.texts()[-1]
+    bench.clock += 7200
+    loop.tick(stats(drifted=True, kept=100))
+    loop.tick(stats(drifted=True, kept=199))
+    assert len(bench.started) == 3
 
 
 def test_the_rest_goes_on_after_a_restart_whatever_the_clock_says(tmp_path: Path) -> None:

@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from ufr_edge.errors import ConfigError, ExitCode, InputFileError, OutputError
+from ufr_edge.errors import BundleError, ConfigError, ExitCode, InputFileError, OutputError
 from ufr_edge.files import read_json, write_json
 from ufr_edge.runtime.live.events import EventLog
 from ufr_edge.runtime.live.stats import LiveStats
 from ufr_edge.runtime.lock import file_lock
+from ufr_edge.runtime.versions import history
 
 STATE = "onsite.json"
 ANSWER = "readapt.yes"
@@ -104,7 +105,7 @@ class OnsiteLoop:
     @property
     def state(self) -> dict[str, Any]:
         """run: number of the last re-adaptation; state: none, running, installed, refused or failed. misses: how many
-        in a row were not installed. rest_s: seconds to rest yet, as last noted.
+        in a row were not installed, or were and did not stay; before: as it was before the last. rest_s: seconds to rest yet, as last noted.
         """
         return dict(self._state)
 
@@ -157,13 +158,28 @@ class OnsiteLoop:
         if self._kept_at_drift is None:
             self._kept_at_drift = recorded.kept
         fresh = recorded.kept - self._kept_at_drift
-        if fresh < self._config.least_faces or self._now() < self._rest_until or not self._allowed():
+        if fresh < self._config.least_faces or self._now() < self._rest_until:
+            return
+        if self._was_left() or not self._allowed():
             return
         self._save(run=self._state["run"] + 1, state="running", faces=fresh, reason="")
         self._asked = False
         with suppress(OSError):  # it is removed before the next question at the latest
             (self._folder / ANSWER).unlink(missing_ok=True)
         self._begin(f"begins with the {fresh} faces recorded since drift was raised")
+
+    def _was_left(self) -> bool:
+        """Whether what was installed last was left again, as by the stream: that is a miss too, and rests as long."""
+        if self._state["state"] != "installed":
+            return False
+        try:
+            reason = next((version.rejected for version in reversed(history(self._folder))), "")
+        except BundleError:
+            return False
+        if reason:
+            self._state = {**self._state, "misses": self._state["before"]}
+            self._finish("refused", f"it was installed, and left again: {reason}")
+        return bool(reason)
 
     def _allowed(self) -> bool:
         """Whether it may begin. An answer counts once the question was asked; one that lay there before is removed."""
@@ -202,7 +218,7 @@ class OnsiteLoop:
         rest = self._config.rest_s * 2.0 ** min(max(0, misses - 1), 30)
         rest = min(rest, max(_MOST_REST_S, self._config.rest_s))
         leave_records(self._work())
-        self._save(state=state, reason=reason, misses=misses, rest_s=rest)
+        self._save(state=state, reason=reason, misses=misses, before=self._state["misses"], rest_s=rest)
         self._rest_until = self._now() + rest
         self._kept_at_drift = None
         level = logging.INFO if state == "installed" else logging.WARNING
@@ -264,7 +280,8 @@ def open_onsite(
 def read_state(folder: Path) -> dict[str, Any]:
     """What is under way. A file that is missing or damaged counts as nothing under way; its number is then taken
     from the work folders, so that none is used twice."""
-    empty = {"run": _last_run(folder), "state": "none", "faces": 0, "reason": "", "misses": 0, "rest_s": 0.0}
+    empty = {"run": _last_run(folder), "state": "none", "faces": 0, "reason": "", "misses": 0, "before": 0}
+    empty["rest_s"] = 0.0
     try:
         value = read_json(folder / STATE)
         return {
@@ -273,6 +290,7 @@ def read_state(folder: Path) -> dict[str, Any]:
             "faces": int(value["faces"]),
             "reason": str(value["reason"]),
             "misses": max(int(value.get("misses", 0)), 0),
+            "before": max(int(value.get("before", 0)), 0),
             "rest_s": min(max(float(value.get("rest_s", 0.0)), 0.0), _MOST_REST_S),
         }
     except (InputFileError, KeyError, TypeError, ValueError):
