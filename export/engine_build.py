@@ -98,7 +98,7 @@ def measure_engine(folder: Path, files: Sequence[str], request: EngineRequest, p
     """Run a written engine on the parity and the gate faces. An engine that cannot run here is not an error.
 
     A TensorRT engine that cannot run is judged by the ONNX it was built from, in ONNX Runtime: same weights, same
-    Q/DQ nodes, other kernels.
+    Q/DQ nodes, other kernels. An OpenVINO one in a float type that this CPU lacks is judged by its rounded weights.
     """
     try:
         engine = open_engine_file(
@@ -106,16 +106,27 @@ def measure_engine(folder: Path, files: Sequence[str], request: EngineRequest, p
         )
     except (BackendUnavailableError, EngineMisfitError) as exc:
         note = f"{request.name} was not measured: {exc}"
-        if not files[-1].endswith(".onnx"):
+        stand_in, on = _stand_in(folder, files, request)
+        if stand_in is None:
             return Measured(parity=None, drop=None, note=note)
-        with open_engine_file(folder / files[-1], backend="onnxruntime", device="cpu") as stand_in:
+        with stand_in:
             drop = _drop(stand_in, parity.gate)
-        on = f"{files[-1]} in ONNX Runtime, in its place"
         return Measured(parity=None, drop=drop, note=note, measured_on=on, quality=drop.quality())
     with engine:
         found = compare_frames(run_batches(engine, parity.faces), parity.expected)
         drop = _drop(engine, parity.gate)
     return Measured(parity=found, drop=drop, measured_on=files[0], quality=drop.quality())
+
+
+def _stand_in(folder: Path, files: Sequence[str], request: EngineRequest) -> tuple[Engine | None, str]:
+    """What is judged in the place of an engine that cannot run here, and what that is in words."""
+    if files[-1].endswith(".onnx"):
+        engine = open_engine_file(folder / files[-1], backend="onnxruntime", device="cpu")
+        return engine, f"{files[-1]} in ONNX Runtime, in its place"
+    if request.format == "openvino" and request.precision in ("fp16", "bf16"):
+        engine = open_engine_file(folder / files[0], backend="openvino", precision="fp32")
+        return engine, f"{files[0]}, its weights computed in fp32"
+    return None, ""
 
 
 def _drop(engine: Engine, gate: GateSet) -> Drop:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -16,12 +17,14 @@ import torch
 from export_helpers import SIDE, tiny_model, tiny_restorer, write_run
 
 from ufr_edge.calibration.compare import compare_frames, pattern_frames, run_batches
-from ufr_edge.errors import BuildError
+from ufr_edge.errors import BuildError, EngineMisfitError
+from ufr_edge.export import engine_build
 from ufr_edge.export.bundle_export import ExportOptions, export_bundle
 from ufr_edge.export.onnx_export import restore_frames
 from ufr_edge.export.requests import EngineRequest
 from ufr_edge.restorers.edge import EdgeUNet, ResidualBlock
 from ufr_edge.runtime.bundle import open_bundle_engine, read_bundle
+from ufr_edge.runtime.engines import Engine, open_engine_file
 
 HALF = EngineRequest(format="onnx", precision="fp16")
 FACES = pattern_frames(3, SIDE, seed=5)
@@ -80,6 +83,28 @@ def test_openvino_fp16_of_it_is_refused_and_leaves_nothing(tmp_path: Path) -> No
     with pytest.raises(BuildError, match=rf"would overflow in Conv {LOUD}.*--precision bf16 or fp32"):
         export_bundle(restorer, tmp_path / "a.ufr", formats=wanted, options=OPTIONS)
     assert [path.name for path in tmp_path.iterdir()] == ["weights.safetensors"]
+
+
+def test_openvino_fp16_is_judged_where_no_cpu_runs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino")
+    really = open_engine_file
+
+    def no_fp16(path: Path, **asked: Any) -> Engine:
+        if asked.get("precision") == "fp16":
+            msg = "this CPU runs no fp16"
+            raise EngineMisfitError(msg)
+        return really(path, **asked)
+
+    monkeypatch.setattr(engine_build, "open_engine_file", no_fp16)
+    wanted = [EngineRequest(format="openvino", precision="fp16")]
+    report = export_bundle(tiny_restorer(tmp_path), tmp_path / "a.ufr", formats=wanted, options=OPTIONS)
+    (entry,) = report.manifest.engines
+    assert report.notes == ("openvino-fp16 was not measured: this CPU runs no fp16",)
+    assert entry.parity is None and 0 <= entry.quality["implied_drop_db"] < 0.05
+    record = json.loads((report.path / "gate.json").read_text())["engines"]["openvino-fp16"]
+    assert record["measured_on"] == "openvino-fp16.xml, its weights computed in fp32"
 
 
 @pytest.mark.slow
