@@ -99,8 +99,10 @@ class DriftMonitor:
         self._now: float | None = None
 
     def against(self, reference: Fingerprint) -> DriftMonitor:
-        """A fresh one with the same settings, as for another version of a bundle."""
-        return DriftMonitor(reference, self._config)
+        """A fresh one with the same settings, as for another version of a bundle; it goes on counting."""
+        fresh = DriftMonitor(reference, self._config)
+        fresh._votes, fresh._raises = self._votes, self._raises
+        return fresh
 
     def due(self, track: Hashable, time_s: float) -> bool:
         """Whether a vote of this track would count now: what need not be measured can be skipped."""

@@ -16,14 +16,22 @@ import numpy as np
 import pytest
 from clips import STUB_INFO, StubDetector, StubEngine
 from live_fakes import FakeSource, KeepingSink
+from test_recorder import sighting
 
 from ufr_edge.errors import OutputError
-from ufr_edge.runtime.drift import DriftConfig, DriftState
+from ufr_edge.runtime.drift import DriftConfig, DriftMonitor, DriftState
 from ufr_edge.runtime.face_store import FaceStore, read_rows
 from ufr_edge.runtime.faces.track import TrackConfig
-from ufr_edge.runtime.fingerprint import Fingerprint, Value
+from ufr_edge.runtime.fingerprint import Fingerprint, Value, combine, measure_face
 from ufr_edge.runtime.live.events import EventLog
-from ufr_edge.runtime.live.observer import ENDED_BY_DRIFT, ObserverConfig, open_observer, run_hook
+from ufr_edge.runtime.live.observer import (
+    ENDED_BY_DRIFT,
+    FaceObserver,
+    ObserverConfig,
+    _Seen,
+    open_observer,
+    run_hook,
+)
 from ufr_edge.runtime.live.onsite import STATE, Child, OnsiteConfig, OnsiteLoop
 from ufr_edge.runtime.live.stages import Engines
 from ufr_edge.runtime.live.stats import Labels, LiveStats, StatsBoard
@@ -102,6 +110,26 @@ def test_drift_is_raised_said_and_counted() -> None:
     assert stats.watch is not None and stats.watch.drift is not None and stats.watch.drift.cause == "blur"
     (raised,) = [event.text for event in events.last() if event.kind == "drift"]
     assert raised.startswith("raised: distance")
+
+
+def test_after_a_swap_it_compares_with_the_camera_of_the_version_that_runs() -> None:
+    events = EventLog()
+    looks = [_Seen(sighting(n, float(n), seed=n), sighting(n, seed=n).crop) for n in range(12)]
+    near = combine([measure_face(seen.sighting.crop, native=seen.native) for seen in looks], side=64)
+    far = {name: replace(value, mean=value.mean + 50) for name, value in near.values.items()}
+    observer = FaceObserver(events, drift=DriftMonitor(replace(near, values=far), SOON))
+    for seen in looks[:5]:
+        observer._look(seen)
+    drift = observer._now().drift
+    assert drift is not None and drift.raised and (drift.raises, drift.votes) == (1, 5)
+    observer.adopt(near)
+    for seen in looks[5:]:
+        observer._look(seen)
+    drift = observer._now().drift
+    assert drift is not None and not drift.raised and drift.distance is not None and drift.distance < 5
+    assert (drift.raises, drift.votes) == (1, 12)  # the counts of a stream, whichever version runs
+    raised, cleared = [event.text for event in events.last() if event.kind == "drift"]
+    assert raised.startswith("raised") and cleared.startswith("cleared: compared with another version")
 
 
 def test_drift_can_end_the_stream() -> None:

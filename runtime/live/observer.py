@@ -169,7 +169,9 @@ class FaceObserver:
     def _look(self, seen: _Seen) -> None:
         adopted, self._adopted = self._adopted, None
         if adopted is not None and self._drift is not None:
-            self._drift = self._drift.against(adopted)
+            before, self._drift = self._drift, self._drift.against(adopted)
+            if before.state.raised:
+                self._events.add("drift", "cleared: compared with another version's camera from now on")
         sighting, measures = seen.sighting, dict[str, float]()
         if sighting.crop.shape[0] >= LEAST_SIDE:
             measures = measure_face(sighting.crop, native=seen.native)
