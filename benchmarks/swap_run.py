@@ -252,6 +252,7 @@ def running(door: Path, config: SwapConfig, camera: Camera, *, engine: str | Non
             config,
             events=events,
             deadline_ms=lambda: stream.board.labels.deadline_ms,
+            short=lambda: stream.snapshot().short,
         )
         thread = threading.Thread(target=stream.run)
         with watcher.watching(), started(stream, thread):
