@@ -97,7 +97,11 @@ def limits_of(card: Mapping[str, Any], quality: Path | None) -> list[str]:
     reports, name = read_reports(quality), card["name"]
     evaluations = [(command, report) for command, report in reports if "settings" in report]
     own = [r for _, r in reports if r.get("kind") == "prior-report" and r["config"]["prior"] == name]
-    return [*LIMITS, *measured_limits(evaluations, name), *(limit for report in own for limit in prior_limits(report))]
+    return [
+        *LIMITS,
+        *measured_limits(evaluations, name),
+        *(limit for report in own for limit in prior_limits(report)),
+    ]
 
 
 def measured(card: Mapping[str, Any], quality: Path) -> tuple[str, Any]:
