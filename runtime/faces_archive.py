@@ -27,7 +27,7 @@ def pack_faces(folder: Path, out: Path, *, overwrite: bool = False) -> int:
     """Write the pictures of a folder, and its index, as the file `out` (NAME.ufrf); returns how many pictures.
 
     The file is for its owner only: it shows people. A recorder may be at work in the folder: what it removes before it
-    is held is left out. The links that a killed call left beside `out` are removed.
+    is held is left out. What a killed call left beside `out` is removed.
     Raises ConfigError (name), InputFileError (no pictures), OutputError, BundleError (more than `LIMITS`).
     """
     if out.suffix != FACES_SUFFIX:
@@ -47,7 +47,12 @@ def pack_faces(folder: Path, out: Path, *, overwrite: bool = False) -> int:
         digests = {name: sha256_file(path) for name, path in paths.items()}
         manifest = place / MANIFEST
         write_json(manifest, {"kind": _KIND, "files": digests})
-        pack_files({MANIFEST: manifest, **paths}, digests, out, limits=LIMITS, mode=0o600)
+        # Begun in `place`, so that what a killed call wrote of the archive goes with it: it shows people.
+        packed = pack_files(
+            {MANIFEST: manifest, **paths}, digests, place / out.name, limits=LIMITS, mode=0o600
+        )
+        with disk_errors(out):
+            packed.replace(out)
     return len([name for name in paths if name != INDEX])
 
 

@@ -8,7 +8,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from ufr_edge.runtime.faces.limits import yaw_degrees
 from ufr_edge.runtime.faces.warp import apply, inverse, scale_of
 from ufr_edge.runtime.fingerprint import Measures
 from ufr_edge.runtime.frame import Affine, FloatArray, Frame
+from ufr_edge.runtime.video.uri import mask
 
 Refused = Literal["unsure", "small", "cut off", "turned", "soon", "enough", "alike"]
 _CHECK_S = 60.0  # between looks at the age of faces and at the disk
@@ -242,6 +243,7 @@ def open_recorder(
     now: seconds since 1970. Raises OutputError: other files are in it, another process records into it.
     """
     config = config or RecorderConfig()
+    config = replace(config, camera=mask(config.camera))  # an address as a name would carry its password onto the disk
     with open_store(folder, record={"config": asdict(config)}) as store:
         yield FaceRecorder(store, config, now=now)
 

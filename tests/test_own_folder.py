@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from ufr_edge.errors import OutputError
+from ufr_edge.runtime import faces_archive
+from ufr_edge.runtime.bundle_archive import pack_files
 from ufr_edge.runtime.faces_archive import pack_faces, unpack_faces
 from ufr_edge.runtime.images import write_image
 from ufr_edge.runtime.lock import own_folder
@@ -102,3 +104,22 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(OutputError, match="cannot be written"), own_folder(tmp_path / "file", PREFIX):
         pass
+
+
+def test_an_archive_of_faces_is_begun_inside_the_folder_of_its_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a killed call leaves no half an archive, which shows people, that nobody removes."""
+    faces, begun = tmp_path / "faces", []
+    faces.mkdir()
+    write_image(faces / "0.png", np.zeros((16, 16, 3), np.uint8))
+
+    def watched(paths: object, digests: object, out: Path, **rest: object) -> Path:
+        begun.append(out.parent)
+        return pack_files(paths, digests, out, **rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(faces_archive, "pack_files", watched)
+    archive = tmp_path / "a.ufrf"
+    pack_faces(faces, archive)
+    assert begun and begun[0].parent == tmp_path and begun[0].name.startswith(PREFIX)
+    assert archive.stat().st_mode & 0o777 == 0o600 and left(tmp_path) == []

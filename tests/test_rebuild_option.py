@@ -81,6 +81,9 @@ def test_of_installed_versions_a_new_one_is_made(tmp_path: Path) -> None:
     folder = tmp_path / "door"
     first = install_version(folder, write_misfit(tmp_path / "a.ufr"))
     before = (first / "manifest.json").read_bytes()
+    killed = folder / ".rebuild-killed"
+    killed.mkdir()
+    (killed / ".lock").touch()
     assert rebuild_misfits(folder, Wanted(), run=Builder())
     assert current_version(folder).number == 2 and (first / "manifest.json").read_bytes() == before
     assert not list(folder.glob(".rebuild-*"))

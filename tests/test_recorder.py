@@ -89,6 +89,14 @@ class TestWhatIsKept:
         )
         assert len(row.rest["landmarks"]) == 5 and row.rest["pixels"] == pytest.approx(96, abs=0.5)
 
+    def test_a_camera_named_by_its_address_keeps_its_password(self, tmp_path: Path) -> None:
+        config = RecorderConfig(min_free_mb=0, camera="rtsp://admin:secret@10.0.0.7/live")
+        with open_recorder(tmp_path / "faces", config) as recorder:
+            assert recorder.offer(sighting()) is None
+        (row,) = read_rows(tmp_path / "faces")
+        assert row.rest["camera"].endswith("10.0.0.7/live")
+        assert all(b"secret" not in path.read_bytes() for path in (tmp_path / "faces").iterdir())
+
     def test_reasons_to_leave_a_face_out(self, tmp_path: Path) -> None:
         config = RecorderConfig(min_free_mb=0, min_pixels=64, per_track=2, gap_s=1.0)
         with open_recorder(tmp_path / "faces", config) as recorder:

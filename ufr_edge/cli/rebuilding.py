@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from ufr_edge.errors import BuildError, EngineMisfitError, ExitCode, GateFailedE
 from ufr_edge.runtime.bundle import Bundle, Wanted, choose_engine, rank_engines, read_bundle
 from ufr_edge.runtime.device import device_fingerprint
 from ufr_edge.runtime.engines import installed_backends
+from ufr_edge.runtime.lock import own_folder
 from ufr_edge.runtime.version_link import linked_number
 from ufr_edge.runtime.versions import install_version
 
@@ -79,8 +79,8 @@ def _rebuild(path: Path, run: Run) -> None:
         run(command)
         return
     # An installed version never changes: the new one is installed beside it.
-    with tempfile.TemporaryDirectory(prefix=".rebuild-", dir=path) as folder:
-        fresh = Path(folder) / "new.ufr"
+    with own_folder(path, ".rebuild-") as folder:
+        fresh = folder / "new.ufr"
         run([*command, "-o", str(fresh)])
         if fresh.is_dir():  # else there was nothing that a build here mends
             install_version(path, fresh)

@@ -15,6 +15,7 @@ from ufr_edge.errors import InputFileError
 from ufr_edge.runtime.live.events import EventLog
 from ufr_edge.runtime.live.onsite import Mode, OnsiteConfig, open_onsite, start_readapt
 from ufr_edge.runtime.version_link import linked_number
+from ufr_edge.runtime.video.uri import mask
 
 _OPTIONS = stack(
     click.option(
@@ -63,7 +64,7 @@ def command(
         raise click.UsageError(msg)
     config = OnsiteConfig(mode=cast(Mode, readapt), least_faces=least_faces, rest_s=rest_minutes * 60)
     options = ["--steps", str(readapt_steps), "--least-faces", str(config.least_usable), "--keep", str(keep)]
-    options += ["--camera", given["camera"]] if given["camera"] else []
+    options += ["--camera", mask(given["camera"])] if given["camera"] else []
     options += [] if real is None else ["--real", str(real)]
 
     @contextmanager
