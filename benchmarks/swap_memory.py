@@ -120,8 +120,9 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
     """Resident memory over swaps, as a picture."""
     figure = require("matplotlib.figure", extra="train").Figure(figsize=(7, 2.6), layout="constrained")
     axes = figure.add_subplot()
-    axes.plot([size["rss_mib"] for size in found["sizes"]], linewidth=0.8)
-    axes.set(xlabel="swaps", ylabel="resident memory, MiB", ylim=(0, None))
+    memory = [size["rss_mib"] for size in found["sizes"]]
+    axes.plot(memory, linewidth=0.8)
+    axes.set(xlabel="swaps", ylabel="resident memory, MiB", ylim=(0, 1.1 * max(memory)))
     axes.grid(visible=True, alpha=0.3)
     figure.savefig(path, dpi=110)
 
