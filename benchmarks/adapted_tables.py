@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from adaptation import RESULT, markdown
+from adaptation import RESULT, lead, tables
 from cards import trained_seconds
 
 from ufr_edge.adaptation.training import read_log
@@ -36,7 +36,7 @@ def adaptation_sections(folders: Sequence[Path]) -> list[str]:
             f"## Adapting {restorer} to cameras training has not seen, without ground truth",
             f"Out of {named}.",
             *_commands(list(own.values())),
-            *_tables(_together(own)),
+            *tables(_together(own)),
         ]
     return parts
 
@@ -45,12 +45,8 @@ def _commands(results: Sequence[Mapping[str, Any]]) -> list[str]:
     """The commands, and below those that ran under the same settings what these were."""
     leads: dict[str, list[str]] = {}
     for result in results:
-        leads.setdefault(markdown(result).split("\n\n")[1], []).append(command_block(result["command"]))
-    return [part for lead, commands in leads.items() for part in ("\n".join(commands), lead)]
-
-
-def _tables(result: Mapping[str, Any]) -> list[str]:
-    return markdown(result).split("\n\n")[2:]
+        leads.setdefault(lead(result), []).append(command_block(result["command"]))
+    return [part for said, commands in leads.items() for part in ("\n".join(commands), said)]
 
 
 def _together(results: Mapping[Path, Mapping[str, Any]]) -> dict[str, Any]:

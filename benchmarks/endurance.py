@@ -101,7 +101,7 @@ def drops(part: Mapping[str, Any]) -> list[Dropped]:
 
 def unexplained(part: Mapping[str, Any]) -> int:
     """Frames that went missing without being counted, and those dropped while nothing was seen to happen."""
-    counted = part["stats"]["dropped_total"] + part["stats"]["in_flight"] + part["unreadable"]
+    counted: int = part["stats"]["dropped_total"] + part["stats"]["in_flight"] + part["unreadable"]
     return abs(len(part["missing"]) - counted) + sum(drop.count for drop in drops(part) if not drop.causes)
 
 

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,9 @@ def _timed(work: Any) -> tuple[float, Any]:
 
 def together(choice: Choice, frames: int) -> dict[int, float]:
     """Milliseconds per frame by number of faces in the stream's threads, as fast as frames go. Raises UfrEdgeError."""
-    info = VideoInfo(name="synthetic", width=SIZE[0], height=SIZE[1], rate=RATE, time_base=1 / RATE)
+    info = VideoInfo(
+        name="synthetic", width=SIZE[0], height=SIZE[1], rate=Fraction(RATE), time_base=Fraction(1, RATE)
+    )
     out = {}
     for n in COUNTS:
         scene = SyntheticScene([crowd(n)], size=SIZE, frames=max(2, frames), motion=MOTION)

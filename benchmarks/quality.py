@@ -20,20 +20,19 @@ from types import MappingProxyType
 from typing import Any
 
 from adapted_tables import adaptation_sections, comparison, shown_folder
+from quality_asked import UNSEEN, asked
 
 from ufr_edge import __version__
-from ufr_edge.adaptation.prior_pages import DETAIL_WITHIN, LOWEST_PSNR_CHANGE, kept, prior_markdown
+from ufr_edge.adaptation.prior_pages import prior_markdown
 from ufr_edge.files import atomic_file, read_json, write_json
 from ufr_edge.weights import list_weights
 from ufr_edge.weights.cards import command_block, eval_table, in_order, markdown_table, settings_line
 
 CLASSIC = ("classic", "classic-light", "classic-heavy")
 CAMERAS = ("raw-iso1500-x4", "raw-iso3000-x4", "codec-motion", "defocus")
-UNSEEN = "raw-iso3000-x4"
 INDEX = "index.json"
 DOC = Path("docs/quality.md")
 COUNT = 64
-BUDGET_MB = 40
 COMPARED = MappingProxyType(
     {
         "cost": "Calls of the prior a target: what fewer of them cost",
@@ -42,8 +41,6 @@ COMPARED = MappingProxyType(
     }
 )
 """Options that take folders of benchmarks/adaptation.py differing in one setting, and the titles of their tables."""
-GAINS = {"classic-light": 2.5, "classic-heavy": 1.5}
-"""dB of PSNR that a restorer should gain over its degraded input."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +174,7 @@ def render(
         "# Quality, measured",
         lead,
         "## What was asked, and what is",
-        markdown_table(["asked", "is", ""], asked(results)),
+        markdown_table(["asked", "is", ""], asked(results, adapted)),
     ]
     for job in jobs:
         parts += [f"## {job.title}", *section(commands.get(job.name, job.shown(out)), results[job.name])]
@@ -198,32 +195,6 @@ def section(commands: Sequence[str], result: Mapping[str, Any]) -> list[str]:
         for part in (f"**{preset}**", eval_table(columns))
     ]
     return ["\n".join(command_block(line) for line in commands), settings_line(result), *tables]
-
-
-def asked(results: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    """The numbers the weights were to reach, beside those measured."""
-    rows = []
-    for preset, columns in results.get("classic", {}).get("figures", {}).items():
-        for name, values in columns.items():
-            if name != "input" and preset in GAINS:
-                gain = values["psnr_db"] - columns["input"]["psnr_db"]
-                said = f"{name}, {preset}: at least {GAINS[preset]:+.1f} dB over the input"
-                rows.append([said, f"{gain:+.2f} dB", kept(gain >= GAINS[preset])])
-    for report in (r for r in results.values() if r.get("kind") == "prior-report"):
-        for sampler, values in report["figures"].get("targets", {}).items():
-            name = f"{report['config']['prior']}, {sampler} sampler"
-            change, detail = values["psnr_change_db"], values["detail_ratio"]
-            said = (
-                f"{name}: targets of {UNSEEN} at most {-LOWEST_PSNR_CHANGE:g} dB below the restorer's output"
-            )
-            rows.append([said, f"{change:+.2f} dB", kept(change >= LOWEST_PSNR_CHANGE)])
-            said = f"{name}: their fine detail within {100 * DETAIL_WITHIN:.0f} % of the clean faces'"
-            rows.append([said, f"{100 * (detail - 1):+.0f} %", kept(abs(detail - 1) <= DETAIL_WITHIN)])
-    size = sum(model.size for model in list_weights()) / 1e6
-    return [
-        *rows,
-        [f"all shipped weights together at most {BUDGET_MB} MB", f"{size:.1f} MB", kept(size <= BUDGET_MB)],
-    ]
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
