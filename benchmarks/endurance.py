@@ -4,8 +4,8 @@
 
 First `--minutes` (15) at 720p30 by the clock, then an hour's frames (`--frames` 108000) as fast as they go, through the
 same stream: the synthetic camera with a time code in each frame, the live page with one who looks on, /metrics read
-every 5 s, and a sink that reads the code. Each part is a process of its own. Writes endurance.json, section.md and
-endurance.png, which benchmarks/performance.py --take runs/endurance puts into docs/performance.md.
+every 5 s, and a sink that reads the code. Each part is a process of its own; one that is given as 0 is left out, and taken
+as an earlier call left it in the output folder. Writes endurance.json, section.md and endurance.png, which benchmarks/performance.py --take runs/endurance puts into docs/performance.md.
 
 Time on the 2-core reference CPU: 15 minutes, and then about 40 for the hour (a quiet machine makes 40 to 50 frames/s).
 `--minutes 1 --frames 3000` is a trial.
@@ -246,18 +246,27 @@ def run_part(args: argparse.Namespace, name: str, limit_s: float, *more: object)
     return dict(read_json(out))
 
 
+def before(args: argparse.Namespace, name: str) -> dict[str, Any] | None:
+    """A part that an earlier call left in the output folder."""
+    path = args.output / f"{name}.json"
+    return dict(read_json(path)) if path.is_file() else None
+
+
 def run(args: argparse.Namespace) -> None:
     """Do all of it. Raises UfrEdgeError."""
     power = read_power_state()
     args.output.mkdir(parents=True, exist_ok=True)
-    parts = []
-    if args.minutes:
-        seconds = args.minutes * 60
-        parts.append(run_part(args, "real", seconds * 1.2 + 300, "--seconds", seconds))
-    if args.frames:
-        parts.append(run_part(args, "compressed", args.frames / SLOWEST + 300, "--frames", args.frames))
+    seconds, frames = args.minutes * 60, args.frames
+    real = (
+        run_part(args, "real", seconds * 1.2 + 300, "--seconds", seconds) if seconds else before(args, "real")
+    )
+    rest = (frames / SLOWEST + 300, "--frames", frames)
+    fast = run_part(args, "compressed", *rest) if frames else before(args, "compressed")
+    parts = [part for part in (real, fast) if part]
     name = Path(args.bundle.partition(":")[0])
-    command = f"python benchmarks/endurance.py {name.name} --minutes {args.minutes:g} --frames {args.frames}"
+    minutes = args.minutes or (real and round(column(real, "seconds")[-1] / 60)) or 0
+    frames = args.frames or (fast and fast["stats"]["frames_in"]) or 0
+    command = f"python benchmarks/endurance.py {name.name} --minutes {minutes:g} --frames {frames}"
     found = {
         "version": __version__,
         "machine": machine_name(),
@@ -281,8 +290,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("bundle", metavar="BUNDLE[:ENGINE]")
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/endurance"))
-    parser.add_argument("--minutes", type=float, default=15, help="by the clock; 0 leaves this part out")
-    parser.add_argument("--frames", type=int, default=108_000, help="of the compressed part; 0 leaves it out")
+    parser.add_argument("--minutes", type=float, default=15, help="by the clock; 0: as it was")
+    parser.add_argument("--frames", type=int, default=108_000, help="of the compressed part; 0: as it was")
     parser.add_argument("--size", default="1280x720")
     parser.add_argument("--no-page", action="store_true", help="into nothing alone")
     args = parser.parse_args(arguments)

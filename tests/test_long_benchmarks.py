@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -115,6 +116,28 @@ def test_section_and_picture(endurance: Any, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     endurance.draw(found["parts"], tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 2000
+
+
+def test_a_part_that_is_left_out_is_taken_as_it_was(
+    endurance: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    ran: list[str] = []
+
+    def run_part(_: object, name: str, *rest: object) -> dict[str, Any]:
+        ran.append(name)
+        return part(part=name)
+
+    (tmp_path / "real.json").write_text(json.dumps(part()), encoding="utf-8")
+    monkeypatch.setattr(endurance, "run_part", run_part)
+    endurance.run(endurance.parse(["a.ufr", "-o", str(tmp_path), "--minutes", "0", "--frames", "600"]))
+    text = (tmp_path / "section.md").read_text(encoding="utf-8")
+    assert ran == ["compressed"] and "endurance.py a.ufr --minutes 5 --frames 600" in text
+    assert "| a, real | 5.0 |" in text and "| a, compressed | 5.0 |" in text
+    endurance.run(
+        endurance.parse(["a.ufr", "-o", str(tmp_path / "new"), "--minutes", "0", "--frames", "600"])
+    )
+    assert "a, real" not in (tmp_path / "new" / "section.md").read_text(encoding="utf-8")
 
 
 def test_the_ledger_knows_by_number_which_frames_came() -> None:
