@@ -159,8 +159,18 @@ def export_bundle(
         _prune(folder, files)
         manifest = _manifest(restorer, out, inputs, entries, files, lineage or {})
         write_manifest(folder, manifest)
-    notes = tuple(built.measured.note for built in gated.values() if built.measured.note)
-    return ExportReport(path=out, manifest=manifest, notes=notes, gated=gated, tuning=tuning)
+    return ExportReport(
+        path=out, manifest=manifest, notes=_notes(restorer, size, gated), gated=gated, tuning=tuning
+    )
+
+
+def _notes(restorer: AnyRestorer, side: int, gated: Mapping[str, GatedEngine]) -> tuple[str, ...]:
+    far = (
+        f"the weights were trained on faces of {restorer.side} px: at {side} px heavily damaged ones come out broken "
+        "(docs/quality.md). Leave --side out unless the input is good."
+    )
+    own = [built.measured.note for built in gated.values() if built.measured.note]
+    return (far, *own) if side > restorer.side else tuple(own)
 
 
 def _read_inputs(

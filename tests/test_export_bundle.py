@@ -117,6 +117,15 @@ def test_faces_need_not_be_stored(tmp_path: Path, faces: Path) -> None:
     assert not list(report.path.rglob("*.png"))
 
 
+def test_a_side_beyond_the_training_is_told(tmp_path: Path, faces: Path) -> None:
+    restorer = tiny_restorer(tmp_path)
+    side = restorer.side + 32
+    report = export_bundle(restorer, tmp_path / "a.ufr", formats=[FP32], side=side, parity_faces=faces)
+    assert report.manifest.restorer.side == side
+    (note,) = report.notes
+    assert f"trained on faces of {restorer.side} px: at {side} px heavily damaged ones" in note
+
+
 def test_the_runtime_opens_it(report: ExportReport) -> None:
     with open_bundle_engine(report.path, precision="int8") as engine:
         out = engine.infer(pattern_frames(2, SIDE))
