@@ -16,6 +16,7 @@ from ufr_edge.priors.sampler import PRESETS
 from ufr_edge.weights.cards import command_block, markdown_table
 
 MODELS = ("base", "adapted", "oracle")
+TIMES = ("targets, s", "fine-tuning, s")
 CHAIN = ("steps", "start", "hold_until", "filter_n", "tail_filter_n")
 """What makes a sampler another one; calls and precision stand for themselves."""
 
@@ -68,21 +69,25 @@ def _cameras(result: Mapping[str, Any]) -> set[str]:
     return {row["camera"] for row in result["summary"]}
 
 
-def comparison(folders: Sequence[Path]) -> list[str]:
-    """Runs under other settings, a row for each camera and seed: the settings that differ, what it cost, what it gave."""
+def comparison(folders: Sequence[Path], *, timed: bool = True) -> list[str]:
+    """Runs under other settings, a row for each camera and seed: the settings that differ, what it cost, what it gave.
+
+    timed: with the seconds each took, for runs on a machine that did nothing else.
+    """
     results = [(folder, read_json(folder / RESULT)) for folder in folders]
     cells = [(folder, result, cell) for folder, result in results for cell in result["cells"]]
     told = [_told(folder, result, cell) for folder, result, cell in cells]
     names = list(dict.fromkeys(name for row in told for name in row))
     differ = [name for name in names if len({row.get(name, "") for row in told}) > 1]
     same = [f"{name} {told[0][name]}" for name in names if name not in differ]
-    head = ["folder", "camera", "seed", *differ, "targets, s", "fine-tuning, s"]
+    head = ["folder", "camera", "seed", *differ, *(TIMES if timed else ())]
     head += ["feature distance", "feature Fréchet", "PSNR, dB", "classic, dB"]
     rows = []
     for row, (folder, _, cell) in zip(told, cells, strict=True):
         named = [shown_folder(folder), cell["camera"], str(cell["seed"])]
         own = [row.get(name, "") for name in differ]
-        rows.append([*named, *own, *_seconds(folder, cell), *_changes(cell)])
+        seconds = _seconds(folder, cell) if timed else []
+        rows.append([*named, *own, *seconds, *_changes(cell)])
     commands = "\n".join(command_block(result["command"]) for _, result in results)
     said = [f"The same in all: {', '.join(same)}."] if same else []
     return [commands, *said, markdown_table(head, rows)]

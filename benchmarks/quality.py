@@ -181,7 +181,7 @@ def render(
     parts += adaptation_sections(adapted)
     for title, folders in compared.items():
         if folders:
-            parts += [f"## {title}", *comparison(folders)]
+            parts += [f"## {title}", *comparison(folders, timed=title != COMPARED["pairs"])]
     return "\n\n".join(parts) + "\n"
 
 

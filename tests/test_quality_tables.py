@@ -111,6 +111,7 @@ def test_a_comparison_tells_the_settings_that_differ_and_what_they_cost(tmp_path
         ("300", "200"),
     ]
     assert cells[0]["feature distance"] == "0.5 → 0.4" and rows[0].endswith("| +1.00 | -0.10 |")
+    assert "tuning, s" not in tables.comparison([few, other], timed=False)[-1]
 
 
 def test_the_document_names_the_command_that_writes_it(tmp_path: Path) -> None:
