@@ -163,8 +163,8 @@ def test_what_was_asked_of_adapting_and_of_flat_areas_is_told_too(tmp_path: Path
     figures = {"classic": {"input": {"psnr_db": 24.0}, "a": clean, "b": {**clean, "grid_levels": 0.6}}}
     rows = module.asked({"classic": {"figures": figures}}, [adaptation(tmp_path / "one", "defocus", (0, 1))])
     told = {row[0].split(":")[0]: row[1:] for row in rows}
-    assert told["a, classic"] == ["0.10, 0.20, 1.10", "holds"]
-    assert told["b, classic"] == ["0.10, 0.60, 1.10", "missed"]
+    assert told["a, on flat areas of the same"] == ["0.10, 0.20, 1.10", "holds"]
+    assert told["b, on flat areas of the same"] == ["0.10, 0.60, 1.10", "missed"]
     assert told["r adapted to defocus (2 seeds)"] == [
         "50 ± 0 %; 50 ± 0 %; +1.00 ± 0 dB; -0.10 ± 0 dB",
         "holds",
