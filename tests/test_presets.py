@@ -231,9 +231,9 @@ def test_statement_14_real_faces_are_the_clean_set_alone(tmp_path: Path) -> None
     assert found.adversary is not None
     whole = found.adversary.update
 
-    def watched(parts: Any) -> float:
+    def watched(parts: Any, **rest: Any) -> float:
         seen.extend(real for _, real in parts)
-        return whole(parts)
+        return whole(parts, **rest)
 
     found.adversary.update = watched  # type: ignore[method-assign]
     found.step(0)
@@ -255,9 +255,9 @@ def test_statement_14_no_adversarial_gradient_in_the_discriminator_in_an_accumul
     def gradients() -> list[Tensor | None]:
         return [None if p.grad is None else p.grad.clone() for p in parameters]
 
-    def watched(parts: Any) -> float:
+    def watched(parts: Any, **rest: Any) -> float:
         entered.append(gradients())
-        return whole(parts)
+        return whole(parts, **rest)
 
     found.adversary.update = watched  # type: ignore[method-assign]
     for step in range(2):

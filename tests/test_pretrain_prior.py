@@ -85,6 +85,18 @@ def test_another_or_damaged_checkpoint_of_a_prior_changes_nothing(clean: Path, t
     assert contents(run) == before
 
 
+def test_a_checkpoint_of_another_prediction_changes_nothing(clean: Path, tmp_path: Path) -> None:
+    """Its tensors have the same shapes."""
+    run, epsilon = tmp_path / "run", dataclasses.replace(TINY, prediction_type="epsilon")
+    pretrain_prior(clean, run, epsilon, val=clean, show=False)
+    before = contents(run)
+    with pytest.raises(ModelFileError, match="another network or other settings"):
+        pretrain_prior(
+            clean, run, dataclasses.replace(epsilon, prediction_type="v_prediction"), val=clean, show=False
+        )
+    assert contents(run) == before
+
+
 def test_a_prior_without_its_checkpoint_is_not_replaced(clean: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     pretrain_prior(clean, run, TINY, val=clean, show=False)

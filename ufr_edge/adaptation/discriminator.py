@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
-from ufr_edge.adaptation.training import loss_scaler, place
+from ufr_edge.adaptation.training import descend, loss_scaler, place
 from ufr_edge.adaptation.workers import Workers
 from ufr_edge.errors import ConfigError
 from ufr_edge.priors.features import PriorFeatures, unit_features
@@ -123,8 +124,11 @@ class Adversary:
         self.model.requires_grad_(True)
         return F.binary_cross_entropy_with_logits(logits, torch.ones_like(logits))
 
-    def update(self, parts: Sequence[tuple[Tensor, Tensor]]) -> float:
-        """One optimiser step of D on the parts (fakes, real faces) of a step; returns its mean loss."""
+    def update(self, parts: Sequence[tuple[Tensor, Tensor]], *, step: int, run: Path) -> float:
+        """One optimiser step of D on the parts (fakes, real faces) of a step; returns its mean loss.
+
+        Raises TrainingError as `descend`, before a gradient that is not finite reaches D.
+        """
         self.optimizer.zero_grad(set_to_none=True)
         losses = []
         for i, (fake, real) in enumerate(parts):
@@ -134,8 +138,7 @@ class Adversary:
                 loss = _bce(logits[: len(real)], 1.0) + _bce(logits[len(real) :], 0.0)
                 self.scaler.scale(loss / len(parts)).backward()  # type: ignore[no-untyped-call]
             losses.append({"loss": loss})
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        descend(self.optimizer, 0, step, run, scaler=self.scaler)
         return self.workers.mean(losses)["loss"]
 
     def state(self) -> dict[str, Any]:

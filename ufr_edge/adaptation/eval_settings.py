@@ -18,7 +18,8 @@ def metric_settings(meters: Meters, truth: Truth, *, prior: str | None, lpips: s
     settings: dict[str, Any] = {"psnr_ssim": meters.quality.describe()}
     if meters.features:
         note = f"features of {prior} at timestep {meters.features.timestep}; not LPIPS, not FID"
-        settings["prior_feature_distance"] = settings["prior_frechet_distance"] = note
+        settings["prior_feature_distance"] = note
+        settings["prior_frechet_distance"] = f"{note}; compare at {len(truth.images)} faces only"
     if meters.lpips:
         digest = NETS[lpips].backbone.file.sha256
         settings["lpips"] = f"v0.1, {lpips}, at {truth.images.shape[1]} px (SHA-256 {digest})"

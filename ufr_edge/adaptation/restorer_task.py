@@ -296,7 +296,7 @@ class RestorerTask(PairTask):
             real = to_tensor(self.real(step, part), self.device)
             seen.append((fake, self._crop(real, step, fake.shape[-1])))
         with autocast(self.device, self.config.precision):
-            loss = self.adversary.update(seen)
+            loss = self.adversary.update(seen, step=step, run=self.run)
         check_finite(loss, step, self.run, what="discriminator's loss")
         return loss
 

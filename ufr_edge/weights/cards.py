@@ -193,15 +193,19 @@ def restorer_block(reports: Sequence[tuple[str, Mapping[str, Any]]], label: str)
     for command, report in reports:
         if any(label in columns for columns in report["figures"].values()):
             parts += [command_block(command), settings_line(report), restorer_table(in_order(report), label)]
+            parts += [] if parts[3:] else _by_source(report, label)
     if not parts:
         msg = f"No report has figures of {label}. Measure it first: python benchmarks/quality.py --faces VAL -o runs/quality"
         raise InputFileError(msg)
-    first = reports[0][1]
-    preset = next(iter(in_order(first)))
-    sources = first.get("by_source", {}).get(preset, {})
-    if sources and all(label in columns for columns in sources.values()):
-        parts += [f"By source of the held-out faces, {preset}:", source_table(sources, label)]
     return "\n\n".join(parts)
+
+
+def _by_source(report: Mapping[str, Any], label: str) -> list[str]:
+    preset = next(iter(in_order(report)))
+    sources = report.get("by_source", {}).get(preset, {})
+    if not sources or not all(label in columns for columns in sources.values()):
+        return []
+    return [f"By source of the held-out faces, {preset}:", source_table(sources, label)]
 
 
 def measured_limits(reports: Sequence[tuple[str, Mapping[str, Any]]], label: str) -> list[str]:
