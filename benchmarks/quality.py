@@ -97,6 +97,7 @@ def prior_job(prior: str, restorer: str, more: Sequence[str]) -> Job:
         restorer,
         "--degrade",
         UNSEEN,
+        "--variances",
     )
     return Job(prior, f"The prior: {prior}", ((*words, *more),), f"{prior}/report.json")
 
@@ -112,6 +113,9 @@ def plan(args: argparse.Namespace) -> list[Job]:
         evaluation("side-384", "The same weights at 384 px", restorers, CLASSIC[:1], "--side", "384"),
         evaluation("side-512", "The same weights at 512 px", restorers, CLASSIC[:1], "--side", "512"),
     ]
+    if args.first_stage:
+        title = f"{main} beside {args.first_stage.name}, its first stage alone (L1 and log-MSE, neither perceptual nor adversarial)"
+        jobs.append(evaluation("first-stage", title, (main, str(args.first_stage)), CLASSIC))
     fast = ("--fast-steps", str(args.fast_steps)) if args.fast_steps else ()
     count = ("--count", str(args.count))
     jobs += [prior_job(m.name, main, (*count, *fast)) for m in models if m.kind == "prior"]
@@ -137,7 +141,7 @@ def run(job: Job, args: argparse.Namespace) -> bool:
 def own_command(args: argparse.Namespace) -> str:
     """The command that writes the document, without this machine's folders and what only says when to measure."""
     words = ["python", "benchmarks/quality.py", "--faces", "VAL", "-o", shown_folder(args.out)]
-    usual = {"restorer": None, "count": COUNT, "fast_steps": None}
+    usual = {"restorer": None, "first_stage": None, "count": COUNT, "fast_steps": None}
     for name, value in usual.items():
         if (given := getattr(args, name)) != value:
             words += [f"--{name.replace('_', '-')}", Path(given).name if name == "restorer" else str(given)]
@@ -216,6 +220,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("-o", "--output", dest="out", type=Path, default=Path("runs/quality"))
     parser.add_argument("--doc", type=Path, default=DOC)
     parser.add_argument("--restorer", help="for the prior reports [edge-m-256]")
+    parser.add_argument(
+        "--first-stage", type=Path, help="run of its training without the sharp stage, to set beside it"
+    )
     parser.add_argument("--count", type=int, default=COUNT, help="faces of a prior report")
     parser.add_argument("--fast-steps", type=int, help="calls of the prior per face in place of all")
     parser.add_argument(

@@ -26,6 +26,7 @@ def asked(results: Mapping[str, Mapping[str, Any]], adapted: Sequence[Path] = ()
     size = sum(model.size for model in list_weights()) / 1e6
     return [
         *_restorers(results.get("classic", {}).get("figures", {})),
+        *_sharper(results.get("first-stage", {}).get("figures", {})),
         *(
             row
             for result in results.values()
@@ -61,7 +62,27 @@ def _flat(name: str, measured: Sequence[Mapping[str, float]]) -> Iterator[list[s
     yield [said, ", ".join(f"{value:.2f}" for value in worst), kept(good)]
 
 
+def _sharper(figures: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Iterator[list[str]]:
+    for preset, columns in figures.items():
+        shipped = {model.name for model in list_weights()}
+        own, first = sorted(columns.keys() - {"input"}, key=lambda name: name not in shipped)
+        now, before = columns[own], columns[first]
+        said = f"{own}, {preset}: sharper than {first}, its training without perceptual and adversarial terms (detail; feature "
+        said += "distance; Fréchet)"
+        keys = ("hf_energy_ratio", "prior_feature_distance", "prior_frechet_distance")
+        good = now[keys[0]] > before[keys[0]] and all(now[key] < before[key] for key in keys[1:])
+        yield [said, "; ".join(f"{before[key]:.3g} → {now[key]:.3g}" for key in keys), kept(good)]
+
+
 def _prior(report: Mapping[str, Any]) -> Iterator[list[str]]:
+    nearest = report["figures"].get("identity", {}).get("own_is_nearest")
+    if nearest is not None:
+        said = f"{report['config']['prior']}: a clean face stays the same person over one pass of the paper's sampler (nearest "
+        yield [
+            said + "of all by the prior's features; limit ours: 95 %)",
+            f"{nearest:.0%}",
+            kept(nearest >= 0.95),
+        ]
     for sampler, values in report["figures"].get("targets", {}).items():
         name = f"{report['config']['prior']}, {sampler} sampler"
         change, detail = values["psnr_change_db"], values["detail_ratio"]

@@ -165,6 +165,14 @@ def test_what_was_asked_of_adapting_and_of_flat_areas_is_told_too(tmp_path: Path
     told = {row[0].split(":")[0]: row[1:] for row in rows}
     assert told["a, on flat areas of the same"] == ["0.10, 0.20, 1.10", "holds"]
     assert told["b, on flat areas of the same"] == ["0.10, 0.60, 1.10", "missed"]
+    soft = {"hf_energy_ratio": 0.02, "prior_feature_distance": 0.6, "prior_frechet_distance": 80.0}
+    sharp = {"hf_energy_ratio": 0.05, "prior_feature_distance": 0.5, "prior_frechet_distance": 60.0}
+    for columns, verdict in (
+        ({"a-soft": soft, "edge-m-256": sharp}, "holds"),
+        ({"a-soft": sharp, "edge-m-256": soft}, "missed"),
+    ):
+        (row, *_) = module.asked({"first-stage": {"figures": {"classic": {"input": soft, **columns}}}})
+        assert row[0].startswith("edge-m-256, classic: sharper than a-soft") and row[2] == verdict
     assert told["r adapted to defocus (2 seeds)"] == [
         "50 ± 0 %; 50 ± 0 %; +1.00 ± 0 dB; -0.10 ± 0 dB",
         "holds",
