@@ -33,6 +33,12 @@ CAMERAS = ("raw-iso1500-x4", "raw-iso3000-x4", "codec-motion", "defocus")
 INDEX = "index.json"
 DOC = Path("docs/quality.md")
 COUNT = 64
+PICTURE = (
+    "![Generated people that training has not seen; above: classic-light, below: classic-heavy](faces.jpg)\n\n"
+    "*Above classic-light, below classic-heavy: `ufr-edge eval --sheet` on generated people of the demo that training has not "
+    "seen. edge-m-first is the first stage of training alone. Where nearly nothing is left of a face, the restorer draws "
+    "somebody: the last but one is a small child.*"
+)
 COMPARED = MappingProxyType(
     {
         "cost": "Calls of the prior a target: what fewer of them cost",
@@ -179,6 +185,7 @@ def render(
         lead,
         "## What was asked, and what is",
         markdown_table(["asked", "is", ""], asked(results, adapted)),
+        PICTURE,
     ]
     for job in jobs:
         parts += [f"## {job.title}", *section(commands.get(job.name, job.shown(out)), results[job.name])]
