@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ufr_edge.files import atomic_file, write_json
 from ufr_edge.weights.cards import markdown_table
 
 Json = Mapping[str, Any]
@@ -177,3 +178,11 @@ def _least(values: Any) -> float | None:
 
 def _greatest(values: Any) -> float | None:
     return max((value for value in values if value is not None), default=None)
+
+
+def write_found(folder: Path, name: str, found: Json, text: str) -> None:
+    """Write what a benchmark found as `name`, and its Markdown as section.md. Raises OutputError."""
+    write_json(folder / name, found)
+    with atomic_file(folder / "section.md") as beside:
+        beside.write_text(text, encoding="utf-8")
+    print(f"written: {folder / 'section.md'}")

@@ -24,13 +24,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from asked import write_found
 from performance import Choice, make_clip, run_file
 from published import PUBLISHED, random_network
 
 from ufr_edge import __version__
 from ufr_edge.cli.border import script_border
 from ufr_edge.errors import InferenceError
-from ufr_edge.files import atomic_file, write_json
 from ufr_edge.restorers.spandrel_loader import SpandrelRestorer
 from ufr_edge.runtime.bundle import open_bundle_engine
 from ufr_edge.runtime.engines.base import EngineInfo
@@ -48,7 +48,7 @@ from ufr_edge.weights.cards import command_block, markdown_table
 SIDE = 512
 WANTED = 30
 NETWORKS = ("gfpgan", "codeformer", "swinir")
-RESULT, SECTION = "comparison.json", "section.md"
+RESULT = "comparison.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,10 +271,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> None:
     """Do all of it. Raises UfrEdgeError."""
     found = measure(args)
-    write_json(args.output / RESULT, found)
-    with atomic_file(args.output / SECTION) as beside:
-        beside.write_text(section(found), encoding="utf-8")
-    print(f"written: {args.output / SECTION}")
+    write_found(args.output, RESULT, found, section(found))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

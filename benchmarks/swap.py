@@ -21,19 +21,18 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from asked import Asked
+from asked import Asked, write_found
 from endurance_run import process_sizes
 from live_latency import live_camera
-from swap_run import AROUND_S, COUNTS, Running, count, install, roll_back, running, swap
+from swap_run import AROUND_S, COUNTS, Running, count, install, roll_back, running, swap, swap_parser
 
 from ufr_edge import __version__
 from ufr_edge.cli.border import script_border
-from ufr_edge.files import atomic_file, write_json
 from ufr_edge.runtime.live.shadow import SwapConfig
 from ufr_edge.runtime.machine import machine_name, read_power_state
 from ufr_edge.weights.cards import command_block, markdown_table
 
-RESULT, SECTION = "swap.json", "section.md"
+RESULT = "swap.json"
 WARM_S = 5.0
 WANTED_BACK_S = 2.0
 SPANS = {
@@ -174,18 +173,10 @@ def shown(args: argparse.Namespace) -> str:
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("-o", "--output", type=Path, default=Path("runs/swap"))
-    parser.add_argument("--swaps", type=int, default=20)
+    parser = swap_parser(__doc__, Path("runs/swap"), swaps=20, size="1280x720", rate=30)
     parser.add_argument("--rollbacks", type=int, default=10)
     parser.add_argument("--shadow-seconds", type=float, default=5)
     parser.add_argument("--probation-seconds", type=float, default=5)
-    parser.add_argument("--engine-name")
-    parser.add_argument("--size", default="1280x720")
-    parser.add_argument("--rate", type=int, default=30)
     args = parser.parse_args(arguments)
     if args.probation_seconds < 3:
         parser.error("--probation-seconds must be 3 or more: the engine that throws does so on probation")
@@ -195,10 +186,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> None:
     """Do all of it. Raises UfrEdgeError."""
     found = measure(args)
-    write_json(args.output / RESULT, found)
-    with atomic_file(args.output / SECTION) as beside:
-        beside.write_text(section(found), encoding="utf-8")
-    print(f"written: {args.output / SECTION}")
+    write_found(args.output, RESULT, found, section(found))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

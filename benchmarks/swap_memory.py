@@ -21,21 +21,20 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from asked import Asked
+from asked import Asked, write_found
 from endurance_run import process_sizes
 from live_latency import live_camera
-from swap_run import GOOD, install, running
+from swap_run import GOOD, install, running, swap_parser
 
 from ufr_edge import __version__
 from ufr_edge.cli.border import script_border
 from ufr_edge.errors import InferenceError
-from ufr_edge.files import atomic_file, write_json
 from ufr_edge.optional import require
 from ufr_edge.runtime.live.shadow import SwapConfig
 from ufr_edge.runtime.machine import machine_name
 from ufr_edge.weights.cards import command_block, markdown_table
 
-RESULT, SECTION, PICTURE = "memory.json", "section.md", "memory.png"
+RESULT, PICTURE = "memory.json", "memory.png"
 QUICK = SwapConfig(shadow_s=0.0, shadow_faces=1, every=1, probation_s=0.05, poll_s=0.01, slower=1000.0)
 SIZES = ("rss_mib", "descriptors", "threads")
 WARM_S, NEAR = 5.0, 50
@@ -136,15 +135,7 @@ def shown(args: argparse.Namespace) -> str:
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("-o", "--output", type=Path, default=Path("runs/swap-memory"))
-    parser.add_argument("--swaps", type=int, default=1000)
-    parser.add_argument("--engine-name")
-    parser.add_argument("--size", default="640x360")
-    parser.add_argument("--rate", type=int, default=15)
+    parser = swap_parser(__doc__, Path("runs/swap-memory"), swaps=1000, size="640x360", rate=15)
     args = parser.parse_args(arguments)
     if args.swaps < 4:
         parser.error("--swaps must be 4 or more: the growth is that of their last two thirds")
@@ -154,11 +145,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> None:
     """Do all of it. Raises UfrEdgeError."""
     found = measure(args)
-    write_json(args.output / RESULT, found)
+    write_found(args.output, RESULT, found, section(found))
     draw(found, args.output / PICTURE)
-    with atomic_file(args.output / SECTION) as beside:
-        beside.write_text(section(found), encoding="utf-8")
-    print(f"written: {args.output / SECTION}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

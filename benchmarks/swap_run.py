@@ -5,6 +5,7 @@ Used by benchmarks/swap.py.
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import threading
 import time
@@ -138,6 +139,20 @@ def trapped(loaded: Loaded, trap: Trap) -> Loaded:
     full = Trapped(loaded.engines.full, trap, bad=bad)
     engines = Engines(full=full, smaller=None if second is None else Trapped(second, trap, bad=bad))
     return replace(loaded, engines=engines)
+
+
+def swap_parser(
+    about: str | None, output: Path, *, swaps: int, size: str, rate: int
+) -> argparse.ArgumentParser:
+    """The command line of a benchmark of swaps, with its usual values."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("-o", "--output", type=Path, default=output)
+    parser.add_argument("--swaps", type=int, default=swaps)
+    parser.add_argument("--engine-name")
+    parser.add_argument("--size", default=size)
+    parser.add_argument("--rate", type=int, default=rate)
+    return parser
 
 
 def install(bundle: Path, folder: Path) -> Path:
