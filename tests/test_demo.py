@@ -75,7 +75,9 @@ def small_demo() -> DemoConfig:
     config = DemoConfig(people=16, frames_each=1, clip_people=2, clip_frames_each=3)
     adaptation = config.adaptation
     sampler = dataclasses.replace(adaptation.targets.sampler, fast_steps=2, samples_per_image=1)
-    training = dataclasses.replace(adaptation.finetune.training, steps=2)
+    # Two steps at the usual rate leave weights that int8 does lose 0.7 dB on (Adam's first steps are as large as the rate
+    # in every weight): the gate is right to refuse them, and not what is tested here.
+    training = dataclasses.replace(adaptation.finetune.training, steps=2, lr=1e-7)
     return dataclasses.replace(
         config,
         adaptation=dataclasses.replace(
