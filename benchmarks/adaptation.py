@@ -110,7 +110,8 @@ def made_with(args: argparse.Namespace) -> dict[str, Any]:
         "camera_pairs",
         "side",
     )
-    return {**{name: getattr(args, name) for name in names}, "real": args.real is not None}
+    of = {"camera_pairs_of": args.camera_pairs_of} if args.camera_pairs_of != "targets" else {}
+    return {**{name: getattr(args, name) for name in names}, **of, "real": args.real is not None}
 
 
 def settings(args: argparse.Namespace, seed: int) -> AdaptConfig:
@@ -129,7 +130,11 @@ def settings(args: argparse.Namespace, seed: int) -> AdaptConfig:
         )
     )
     tuning = FinetuneConfig(
-        replay=args.replay, replay_target=args.replay_target, camera_pairs=args.camera_pairs, seed=seed
+        replay=args.replay,
+        replay_target=args.replay_target,
+        camera_pairs=args.camera_pairs,
+        camera_pairs_of=args.camera_pairs_of,
+        seed=seed,
     )
     training = tuning.training
     losses = training.losses if args.real else dataclasses.replace(training.losses, adversarial=0.0)
@@ -290,6 +295,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--camera-pairs", type=float, default=0.0, help="share of pairs of the estimated camera [0]"
     )
+    parser.add_argument(
+        "--camera-pairs-of", choices=["targets", "real"], default="targets", help="what is degraded for them"
+    )
     parser.add_argument("--no-oracle", action="store_true", help="leave the training on true pairs out")
     parser.add_argument(
         "--sweep", action="store_true", help="also draw the dial's curve on each camera (12 faces)"
@@ -326,6 +334,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "prior": args.prior,
                 "replay": args.replay,
                 "camera_pairs": args.camera_pairs,
+                "camera_pairs_of": args.camera_pairs_of,
                 "cells": cells,
                 "summary": summary(cells),
             }

@@ -18,14 +18,23 @@ from ufr_edge.adaptation import adapt as adapting
 from ufr_edge.adaptation import forecast as forecasting
 from ufr_edge.adaptation import targets as targeting
 from ufr_edge.adaptation.adapt import AdaptConfig, adapt
-from ufr_edge.adaptation.camera_pairs import CameraModel, camera_source, degrade_all, estimate_camera
-from ufr_edge.adaptation.finetune import FinetuneConfig
+from ufr_edge.adaptation.camera_pairs import (
+    CameraModel,
+    blur_anisotropy,
+    camera_source,
+    degrade_all,
+    estimate_camera,
+    varied,
+)
+from ufr_edge.adaptation.faces import FaceSet
+from ufr_edge.adaptation.finetune import FinetuneConfig, Pairs, _extras
 from ufr_edge.adaptation.forecast import Forecast, for_machine, forecast, parts_for
 from ufr_edge.adaptation.intake import take_in
 from ufr_edge.adaptation.loop import LoopConfig
 from ufr_edge.adaptation.qa import QaConfig
 from ufr_edge.adaptation.restorer_task import LossWeights, RestorerTraining
 from ufr_edge.adaptation.targets import TargetsConfig
+from ufr_edge.adaptation.terms import check_terms
 from ufr_edge.adaptation.training import resolve_precision
 from ufr_edge.errors import ConfigError, InputFileError, ShapeError
 from ufr_edge.priors.sampler import SamplerConfig
@@ -304,3 +313,48 @@ def test_the_benchmark_runs_from_folders_to_tables(tmp_path: Path, capsys: pytes
     module.main([str(word) for word in words])  # nothing is done again
     with pytest.raises(SystemExit, match="other settings"):
         module.main([str(word) for word in [*words, "--limit", "8"]])
+
+
+def test_blur_along_one_direction_is_told_from_a_round_one() -> None:
+    clean = detailed(8)
+    none, round_, along = (
+        blur_anisotropy(degrade_all(clean, model, seed=1), clean).mean()
+        for model in (CameraModel(noise=(1.0,) * 5), CameraModel(blur=3.0), CameraModel(motion=10.0))
+    )
+    assert none < 0.1 and round_ < 0.15 and along > 2 * round_
+    assert CameraModel(motion=10.0).describe()["motion"] == 10.0
+    with pytest.raises(ConfigError):
+        CameraModel(motion=-1.0)
+
+
+@pytest.mark.slow
+def test_a_motion_is_estimated() -> None:
+    clean = detailed(12)
+    found = estimate_camera(degrade_all(clean, CameraModel(motion=8.0), seed=3), clean)
+    assert 4.0 <= found.model.motion <= 12.0 and found.distance < found.before
+
+
+def test_a_camera_varies_from_picture_to_picture() -> None:
+    model = CameraModel(blur=1.0, motion=8.0, quality=30)
+    drawn = [varied(model, np.random.default_rng(seed)) for seed in range(30)]
+    lengths, qualities = [m.motion for m in drawn], [m.quality or 0 for m in drawn]
+    assert min(lengths) >= 4.0 and max(lengths) <= 12.0 and max(lengths) > 1.5 * min(lengths)
+    assert 21 <= min(qualities) < max(qualities) <= 42
+
+
+def test_camera_pairs_are_made_of_real_faces_where_asked(tmp_path: Path) -> None:
+    clean, goal = make_faces(9), make_faces(4)[:, ::-1].copy()
+    pairs = Pairs(lq=goal, truth=goal)
+    real = FaceSet(images=clean, names=tuple(f"{i}.png" for i in range(9)))
+    camera = estimate_camera(goal, goal)
+    for of, faces in (("real", clean), ("targets", goal)):
+        config = FinetuneConfig(batch=4, camera_pairs=0.5, camera_pairs_of=of, replay=0.0)  # type: ignore[arg-type]
+        ((count, draw),) = _extras(real, pairs, camera, config, None, ())
+        _, shown = draw(0, slice(None))
+        assert count == 2
+        known = [faces, faces[:, :, ::-1]]
+        assert all(any((face == one).all((1, 2, 3)).any() for one in known) for face in shown)
+    with pytest.raises(ConfigError, match="--real"):
+        losses = LossWeights(prior_features=0.0, adversarial=0.0)
+        training = RestorerTraining(steps=1, losses=losses)
+        check_terms(FinetuneConfig(camera_pairs=0.5, camera_pairs_of="real", training=training), None)

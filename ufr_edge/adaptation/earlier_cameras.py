@@ -103,4 +103,5 @@ def _model(item: Any) -> CameraModel:
         noise=tuple(float(level) for level in item["noise"]),
         chroma=float(item["chroma"]),
         quality=None if quality is None else int(quality),
+        motion=float(item.get("motion", 0.0)),  # bundles of before it was estimated have none
     )

@@ -56,7 +56,8 @@ class FinetuneConfig:
     of `real`, degraded by the classic pipeline, so that the old skill is kept (not in the paper); what is learned
     from them (`replay_target`) is what the restorer made of them "before" (learning without forgetting, Li & Hoiem
     2017), or their "truth", which moves it towards sharper and costs PSNR there. `camera_pairs`: share that is
-    targets degraded by an estimate of the camera (see `camera_pairs`; not in the paper).
+    clean faces degraded by an estimate of the camera (see `camera_pairs`; not in the paper), which are the targets, or
+    the unrelated faces of `real` (`camera_pairs_of`).
     `features_prior`: another prior for the features, where `prior` has none to give. `lpips_backbone`: the file LPIPS
     is computed with, if it is not in torch hub's cache; `download`: fetch it where it is missing.
     """
@@ -71,6 +72,7 @@ class FinetuneConfig:
     replay: float = 0.0
     replay_target: Literal["before", "truth"] = "before"
     camera_pairs: float = 0.0
+    camera_pairs_of: Literal["targets", "real"] = "targets"
     training: RestorerTraining = field(
         default_factory=lambda: RestorerTraining(
             steps=1_000,
@@ -122,7 +124,7 @@ def finetune(
 ) -> Path:
     """Fine-tune on pairs matched by stem and write `out`/weights.safetensors; returns its path.
 
-    `real`: a folder of unrelated clean faces, for the adversarial term and replay. `cameras`: earlier ones, by which
+    `real`: a folder of unrelated clean faces, for the adversarial term, replay and camera pairs of "real". `cameras`: earlier ones, by which
     replayed faces are degraded too. `tell` is told how many pairs there
     are and what was left out (in the main process). Goes on from
     `out`/checkpoint.pt. Raises InputFileError with fewer than 8 pairs, TrainingError on a NaN loss,
@@ -267,7 +269,8 @@ def _extras(
     old = min(round(config.replay * config.batch), config.batch - made)
     extras: list[tuple[int, PairSource]] = []
     if camera is not None and made:
-        extras.append((made, camera_source(pairs.truth, camera.model, made, config.seed + 17)))
+        shown = clean.images if clean is not None and config.camera_pairs_of == "real" else pairs.truth
+        extras.append((made, camera_source(shown, camera.model, made, config.seed + 17)))
     if clean is not None and old:
         replayed = replay_source(clean, cameras, old, config.seed + 13)
         extras.append((old, kept_source(replayed, before) if before else replayed))
@@ -333,6 +336,7 @@ def _origin(
         digest.update(repr(tuple(cameras)).encode() if cameras else b"")
     if pairs.weights is not None or config.camera_pairs:
         digest.update(f"{config.camera_pairs} {pairs.weights}".encode())
+        digest.update(b"real" if config.camera_pairs_of == "real" else b"")
     for images in (pairs.lq, pairs.truth):
         digest.update(images.tobytes())
     return digest.hexdigest()

@@ -42,8 +42,12 @@ def choose_perceptual(losses: LossWeights, term: Perceptual) -> LossWeights:
 
 
 def needs_real(config: FinetuneConfig) -> bool:
-    """Whether clean faces are used: by the adversarial term, or replayed."""
-    return config.training.losses.adversarial > 0 or config.replay > 0
+    """Whether clean faces are used: by the adversarial term, replayed, or for camera pairs."""
+    return config.training.losses.adversarial > 0 or config.replay > 0 or _pairs_of_real(config)
+
+
+def _pairs_of_real(config: FinetuneConfig) -> bool:
+    return config.camera_pairs > 0 and config.camera_pairs_of == "real"
 
 
 def check_terms(config: FinetuneConfig, real: Path | None) -> None:
@@ -61,6 +65,9 @@ def check_terms(config: FinetuneConfig, real: Path | None) -> None:
         raise ConfigError(msg)
     if config.replay > 0 and real is None:
         msg = "Replay needs clean faces: give --real FOLDER, or set it to 0."
+        raise ConfigError(msg)
+    if _pairs_of_real(config) and real is None:
+        msg = "Camera pairs of real faces need them: give --real FOLDER, or take the targets (--camera-pairs-of targets)."
         raise ConfigError(msg)
     if losses.lpips > 0 and not config.download:
         with _mending_lpips():

@@ -30,9 +30,13 @@ def stack(*options: Callable[[F], F]) -> Callable[[F], F]:
 def common_options(function: F) -> F:
     """`--config`, `--device`, `--seed`, `--no-progress`."""
     return stack(
-        click.option("--config", "config_file", type=FOLDER, help="TOML or JSON with the same settings; flags win."),
+        click.option(
+            "--config", "config_file", type=FOLDER, help="TOML or JSON with the same settings; flags win."
+        ),
         click.option("--device", help="auto, cpu, cuda:0. [default: auto]"),
-        click.option("--seed", type=click.IntRange(0), help="Everything random follows from it. [default: 0]"),
+        click.option(
+            "--seed", type=click.IntRange(0), help="Everything random follows from it. [default: 0]"
+        ),
         click.option("--no-progress", is_flag=True, help="Draw no progress bar."),
     )(function)
 
@@ -87,7 +91,11 @@ def training_options(function: F) -> F:
             type=click.IntRange(1),
             help="Compute each batch in so many parts, to fit into memory. [default: 1]",
         ),
-        click.option("--lr", type=click.FloatRange(0, min_open=True), help="Learning rate at the start; cosine down to --lr-end."),
+        click.option(
+            "--lr",
+            type=click.FloatRange(0, min_open=True),
+            help="Learning rate at the start; cosine down to --lr-end.",
+        ),
         click.option("--lr-end", type=click.FloatRange(0), help="Learning rate at the end."),
         click.option(
             "--minutes",
@@ -103,7 +111,7 @@ def training_options(function: F) -> F:
 
 
 def loss_options(function: F) -> F:
-    """`--w-l1`, `--perceptual`, `--w-features`, `--w-lpips`, `--w-adversarial`, `--replay`, `--camera-pairs`: the terms of fine-tuning."""
+    """`--w-l1`, `--perceptual`, `--w-features`, `--w-lpips`, `--w-adversarial`, `--replay`, `--camera-pairs`, `--camera-pairs-of`: the terms of fine-tuning."""
     return stack(
         click.option("--w-l1", type=click.FloatRange(0), help="Weight of L1. [default: 1.0]"),
         click.option(
@@ -113,7 +121,9 @@ def loss_options(function: F) -> F:
             "[default: prior-features; lpips with --preset paper-swinir]",
         ),
         click.option("--w-lpips", type=click.FloatRange(0), help="Weight of LPIPS. [default: 0]"),
-        click.option("--lpips-backbone", type=FOLDER, help="Its ImageNet weights, if not in torch hub's cache."),
+        click.option(
+            "--lpips-backbone", type=FOLDER, help="Its ImageNet weights, if not in torch hub's cache."
+        ),
         click.option("--download", is_flag=True, default=None, help="Fetch them where they are missing."),
         click.option(
             "--w-features",
@@ -134,7 +144,12 @@ def loss_options(function: F) -> F:
         click.option(
             "--camera-pairs",
             type=click.FloatRange(0, 1),
-            help="Share of each batch that is targets degraded by an estimate of the camera; for few faces. [default: 0]",
+            help="Share of each batch that is clean faces degraded by an estimate of the camera. [default: 0]",
+        ),
+        click.option(
+            "--camera-pairs-of",
+            type=click.Choice(["targets", "real"]),
+            help="Faces degraded for camera pairs: the targets, or those of --real. [default: targets]",
         ),
     )(function)
 
@@ -143,12 +158,18 @@ def sampler_options(function: F) -> F:
     """The sampler's settings, by the names of `SamplerConfig`."""
     return stack(
         click.option("--start", type=int, help="Index of 250 whose noise level the chain starts from."),
-        click.option("--hold-until", type=int, help="Low frequencies are held while the index is at least this."),
+        click.option(
+            "--hold-until", type=int, help="Low frequencies are held while the index is at least this."
+        ),
         click.option("-N", "--filter-n", type=int, help="The paper's N at 512 px; scaled to the side."),
         click.option("--fast-steps", type=int, help="This many calls of the prior in place of all of them."),
         click.option("--method", type=click.Choice(["ddpm", "ddim"]), help="Ancestral steps, or DDIM."),
-        click.option("--samples", "samples_per_image", type=int, help="A target is the mean of so many samples."),
-        click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), help="Precision of the prior."),
+        click.option(
+            "--samples", "samples_per_image", type=int, help="A target is the mean of so many samples."
+        ),
+        click.option(
+            "--precision", type=click.Choice(["fp32", "bf16", "fp16"]), help="Precision of the prior."
+        ),
     )(function)
 
 
@@ -171,9 +192,7 @@ def licence_option(function: F) -> F:
     )(function)
 
 
-def tell_licences(
-    sources: Iterable[str | Path], *, accept: bool, priors: Iterable[str | Path] = ()
-) -> None:
+def tell_licences(sources: Iterable[str | Path], *, accept: bool, priors: Iterable[str | Path] = ()) -> None:
     """Print the licence of each restorer and prior that is not ours on standard error.
 
     See `restorer_licence` and `prior_licence` for what they raise.
