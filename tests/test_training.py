@@ -18,7 +18,7 @@ from training_fakes import SIDE, make_faces, save_small_prior, small_prior, weig
 
 from ufr_edge.adaptation import training
 from ufr_edge.adaptation.discriminator import Adversary, UNetDiscriminatorSN
-from ufr_edge.adaptation.faces import FaceSet, load_faces, source_weights
+from ufr_edge.adaptation.faces import FaceSet, load_faces, source_weights, weighted_by_detail
 from ufr_edge.adaptation.loop import LoopConfig, run_loop
 from ufr_edge.adaptation.pretrain import PretrainPrior, PretrainRestorer, pretrain_prior, pretrain_restorer
 from ufr_edge.adaptation.prior_task import PriorTask, PriorTraining
@@ -195,6 +195,18 @@ def test_sources_are_balanced() -> None:
     weights = source_weights(("big_1", "big_2", "big_3", "big_4", "small_1"))
     assert weights.sum() == pytest.approx(1)
     assert weights[:4].sum() / weights[4] == pytest.approx(2)  # sqrt(4) to sqrt(1)
+
+
+def test_sharp_faces_are_drawn_more_often() -> None:
+    images = make_faces(6)
+    images[:3] = 128 + (images[:3].astype(np.int16) - 128) // 8  # an eighth of the contrast: a 64th of the energy
+    even = FaceSet(images=images, names=tuple(f"a_{i}.png" for i in range(6)))
+    sharp = weighted_by_detail(even, 1.0)
+    assert weighted_by_detail(even, 0.0) is even and sharp.weights is not None
+    assert sharp.weights.sum() == pytest.approx(1) and sharp.weights[:3].max() < sharp.weights[3:].min()
+    drawn = np.concatenate([face_source(sharp, 4, 0, flip=False)(step, slice(None)) for step in range(25)])
+    soft = np.mean([any(np.array_equal(face, one) for one in images[:3]) for face in drawn])
+    assert soft == pytest.approx(float(sharp.weights[:3].sum()), abs=0.15)
 
 
 def test_pretrain_restorer_writes_weights_that_load(tmp_path: Path) -> None:

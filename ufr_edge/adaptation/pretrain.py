@@ -18,6 +18,7 @@ from ufr_edge.adaptation.faces import (
     load_faces,
     read_training_face,
     skipped_line,
+    weighted_by_detail,
     write_skipped,
 )
 from ufr_edge.adaptation.loop import LoopConfig, check_origin, run_loop
@@ -53,6 +54,7 @@ class PretrainRestorer:
     `degradations`: preset -> share of the faces (shares are taken relative to their sum). A `crop_share` of the
     steps sees `crops_per_face` random crops of `crop` px out of each degraded face instead of the whole, with a
     mixture of its own where `crop_degradations` is not empty: more of local detail for the same cost.
+    `detail`: faces are drawn in proportion to their fine detail to this power (`weighted_by_detail`).
     `batch` is that of all processes together. `init`: start from these weights, of the same `arch`;
     `widen_from`: start from those of a smaller one, made larger without changing what it computes.
     """
@@ -60,6 +62,7 @@ class PretrainRestorer:
     arch: str = "edge-m"
     side: int = 256
     batch: int = 8
+    detail: float = 0.0
     degradations: Mapping[str, float] = field(default_factory=lambda: {"classic": 1.0})
     crop_share: float = 0.0
     crop: int = 128
@@ -104,7 +107,7 @@ class PretrainRestorer:
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainPrior:
-    """`ufr-edge pretrain prior`: a pixel-unshuffled UNet2DModel at `side` px."""
+    """`ufr-edge pretrain prior`: a pixel-unshuffled UNet2DModel at `side` px. `detail`: as for a restorer."""
 
     side: int = 256
     factor: int = 4
@@ -112,6 +115,7 @@ class PretrainPrior:
     layers: int = 1
     prediction_type: Literal["epsilon", "v_prediction", "wiener_residual"] = "wiener_residual"
     batch: int = 16
+    detail: float = 0.0
     init: str | None = None
     training: PriorTraining = field(default_factory=lambda: PriorTraining(steps=20_000))
     loop: LoopConfig = field(default_factory=LoopConfig)
@@ -133,6 +137,7 @@ def pretrain_restorer(
     model = _first_restorer(config)
     features = load_features(config.prior, workers.device) if config.prior else None
     found = {folder: _load(folder, config.side, workers, show, limit) for folder, limit in ((faces, None), (val, 64))}
+    found[faces] = weighted_by_detail(found[faces], config.detail)
     task = RestorerTask(
         model,
         config.training,
@@ -163,6 +168,7 @@ def pretrain_prior(
     workers = _start(out, PriorTask.kind, config.device)
     prior, average = (_fresh_prior(config) for _ in range(2))
     found = {folder: _load(folder, config.side, workers, show, limit) for folder, limit in ((faces, None), (val, 64))}
+    found[faces] = weighted_by_detail(found[faces], config.detail)
     task = PriorTask(
         prior,
         average,

@@ -51,8 +51,8 @@ def check_mixture(mixture: Mapping[str, float]) -> None:
 
 
 def face_source(faces: FaceSet, batch: int, seed: int, *, flip: bool = True) -> ImageSource:
-    """Return (step, rows) -> uint8 (rows, S, S, 3): balanced over sources, flipped at random unless `flip` is off."""
-    weights = source_weights(faces.names)
+    """Return (step, rows) -> uint8 (rows, S, S, 3): by the set's weights, flipped at random unless `flip` is off."""
+    weights = source_weights(faces.names) if faces.weights is None else faces.weights
 
     def draw(step: int, rows: slice) -> Images:
         rng = np.random.default_rng((seed, step))
