@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -347,8 +347,9 @@ def test_camera_pairs_are_made_of_real_faces_where_asked(tmp_path: Path) -> None
     pairs = Pairs(lq=goal, truth=goal)
     real = FaceSet(images=clean, names=tuple(f"{i}.png" for i in range(9)))
     camera = estimate_camera(goal, goal)
-    for of, faces in (("real", clean), ("targets", goal)):
-        config = FinetuneConfig(batch=4, camera_pairs=0.5, camera_pairs_of=of, replay=0.0)  # type: ignore[arg-type]
+    cases: tuple[tuple[Literal["real", "targets"], NDArray[np.uint8]], ...] = (("real", clean), ("targets", goal))
+    for of, faces in cases:
+        config = FinetuneConfig(batch=4, camera_pairs=0.5, camera_pairs_of=of, replay=0.0)
         ((count, draw),) = _extras(real, pairs, camera, config, None, ())
         _, shown = draw(0, slice(None))
         assert count == 2
