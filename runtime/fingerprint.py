@@ -330,11 +330,11 @@ def _steepness(luma: FloatArray) -> tuple[FloatArray, FloatArray]:
 
 def _blocks(luma: FloatArray) -> float | None:
     """The strongest period among the steps between neighbouring rows and columns, whatever its length and phase."""
-    found = [_periodicity(profile) for profile in _step_profiles(luma)]
+    found = [_periodicity(profile) for profile in step_profiles(luma)]
     return None if not found else float(np.mean(found))
 
 
-def _step_profiles(luma: FloatArray) -> tuple[FloatArray, FloatArray]:
+def step_profiles(luma: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Where along each axis pixels step more than the steps beside them, as means over the other axis."""
     out = []
     for axis in (0, 1):

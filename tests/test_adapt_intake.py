@@ -19,6 +19,7 @@ from ufr_edge.adaptation import forecast as forecasting
 from ufr_edge.adaptation import targets as targeting
 from ufr_edge.adaptation.adapt import AdaptConfig, adapt
 from ufr_edge.adaptation.camera_pairs import (
+    CameraEstimate,
     CameraModel,
     blur_anisotropy,
     camera_source,
@@ -26,6 +27,7 @@ from ufr_edge.adaptation.camera_pairs import (
     estimate_camera,
     varied,
 )
+from ufr_edge.adaptation.camera_spread import CameraSpread
 from ufr_edge.adaptation.faces import FaceSet
 from ufr_edge.adaptation.finetune import FinetuneConfig, Pairs, _extras
 from ufr_edge.adaptation.forecast import Forecast, for_machine, forecast, parts_for
@@ -346,9 +348,12 @@ def test_camera_pairs_are_made_of_real_faces_where_asked(tmp_path: Path) -> None
     clean, goal = make_faces(9), make_faces(4)[:, ::-1].copy()
     pairs = Pairs(lq=goal, truth=goal)
     real = FaceSet(images=clean, names=tuple(f"{i}.png" for i in range(9)))
-    camera = estimate_camera(goal, goal)
-    cases: tuple[tuple[Literal["real", "targets"], NDArray[np.uint8]], ...] = (("real", clean), ("targets", goal))
-    for of, faces in cases:
+    one = estimate_camera(goal, goal)
+    each = CameraSpread(models=(one.model, CameraModel(shrink=2.0)), faces=4)
+    # Of what, the faces, the estimate.
+    Case = tuple[Literal["real", "targets"], NDArray[np.uint8], CameraEstimate | CameraSpread]
+    cases: tuple[Case, ...] = (("real", clean, each), ("targets", goal, one))
+    for of, faces, camera in cases:
         config = FinetuneConfig(batch=4, camera_pairs=0.5, camera_pairs_of=of, replay=0.0)
         ((count, draw),) = _extras(real, pairs, camera, config, None, ())
         _, shown = draw(0, slice(None))

@@ -15,6 +15,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import cv2
@@ -53,9 +54,9 @@ _ANISOTROPY = 0.08  # difference too small to matter
 class CameraModel:
     """Blur, a sensor of fewer pixels, noise, JPEG; then back to the size of the face. A `Degradation`.
 
-    blur: sigma in pixels of the face. motion: length in pixels of the face of a straight motion, its direction drawn. shrink: pixels of the face per pixel of the sensor, across. noise: sigma of luma
-    in levels at the brightnesses in the middle of `NOISE_EDGES`, on the sensor. chroma: sigma of red less green.
-    quality: of JPEG, None for none. Raises ConfigError when out of range.
+    blur: sigma in pixels of the face. motion: length in pixels of the face of a straight motion, its direction drawn.
+    shrink: pixels of the face per pixel of the sensor, across. noise: sigma of luma in levels at the brightnesses in
+    the middle of `NOISE_EDGES`, on the sensor. chroma: sigma of red less green. quality: of JPEG, None for none. Raises ConfigError when out of range.
     """
 
     blur: float = 0.0
@@ -136,7 +137,8 @@ def estimate_camera(
     """Fit a camera to faces uint8 (N, S, S, 3), S >= 64, and their targets, of the same shape; looks at `probe` pairs.
 
     For each number of sensor pixels, noise and blur are fitted by a few rounds of measuring and correcting; for
-    those that fit best JPEG's quality, then the length of a motion, are tried. The model nearest to the camera's fingerprint is kept. Raises ShapeError when the shapes differ.
+    those that fit best JPEG's quality, then the length of a motion, are tried. The model nearest to the camera's
+    fingerprint is kept. Raises ShapeError when the shapes differ.
     """
     if lq.shape != clean.shape or len(lq) == 0:
         msg = f"Faces {lq.shape} and targets {clean.shape} must have one shape, and there must be some."
@@ -269,11 +271,15 @@ def degrade_all(clean: Images, model: CameraModel, *, seed: int) -> Images:
     return np.stack([model(face, np.random.default_rng((seed, i))) for i, face in enumerate(clean)])
 
 
-def camera_source(clean: Images, model: CameraModel, count: int, seed: int) -> PairSource:
+def camera_source(
+    clean: Images, model: CameraModel | Sequence[CameraModel], count: int, seed: int
+) -> PairSource:
     """Return (step, rows) -> those rows of `count` pairs (degraded, clean), drawn anew each step, mirrored at random.
 
-    Strength varies as one camera's pictures do (see `varied`). Fixed by (seed, step).
+    Strength varies as one camera's pictures do: by `varied` around one model, by drawing one of several for each face.
+    Fixed by (seed, step).
     """
+    drawn = partial(varied, model) if isinstance(model, CameraModel) else partial(_one_of, model)
 
     def draw(step: int, rows: slice) -> tuple[Images, Images]:
         rng = np.random.default_rng((seed, step))
@@ -281,10 +287,14 @@ def camera_source(clean: Images, model: CameraModel, count: int, seed: int) -> P
         goal = clean[index]
         goal = np.stack([face[:, ::-1] if rng.random() < 0.5 else face for face in goal])
         # One stream for all: those before `rows` are drawn too, those after it are not.
-        lq = np.stack([varied(model, rng)(face, rng) for face in goal[: rows.indices(count)[1]]])
+        lq = np.stack([drawn(rng)(face, rng) for face in goal[: rows.indices(count)[1]]])
         return lq[rows], np.ascontiguousarray(goal[rows])
 
     return draw
+
+
+def _one_of(models: Sequence[CameraModel], rng: np.random.Generator) -> CameraModel:
+    return models[int(rng.integers(len(models)))]
 
 
 def varied(model: CameraModel, rng: np.random.Generator) -> CameraModel:
@@ -302,6 +312,11 @@ def varied(model: CameraModel, rng: np.random.Generator) -> CameraModel:
         chroma=model.chroma * float(noise),
         blur=model.blur * float(blur),
     )
+
+
+def flat_noise(sigma: float) -> tuple[float, ...]:
+    """Noise of `sigma` levels of luma at every brightness."""
+    return (sigma,) * len(_CENTRES)
 
 
 def _times(values: Iterable[float], factor: float) -> tuple[float, ...]:

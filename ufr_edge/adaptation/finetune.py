@@ -19,6 +19,7 @@ from ufr_edge.adaptation.camera_pairs import (
     camera_source,
     estimate_camera,
 )
+from ufr_edge.adaptation.camera_spread import CameraSpread, estimate_spread
 from ufr_edge.adaptation.earlier_cameras import replay_source
 from ufr_edge.adaptation.faces import MINIMUM_FACES, FaceSet, load_faces, skipped_lines
 from ufr_edge.adaptation.lineage import lineage
@@ -139,7 +140,7 @@ def finetune(
     with workers.main_first():
         check_origin(out, kind=task_kind(config), origin=origin, overwrite=overwrite)
     clean = load_real(real, start.side, show=show and workers.main) if real and needs_real(config) else None
-    camera = estimate_camera(pairs.lq, pairs.truth, seed=config.seed) if config.camera_pairs > 0 else None
+    camera = _camera(start.model, pairs, clean, config, workers.device)
     if tell and workers.main:
         for line in (*pairs.lines, *(real_lines(real, clean) if real and clean else ())):
             tell(line)
@@ -169,7 +170,7 @@ def _origin_meta(start: AnyRestorer) -> dict[str, str]:
     return {"parent_sha256": sha256_file(start.path), **kept}
 
 
-def _write_settings(out: Path, config: FinetuneConfig, camera: CameraEstimate | None) -> None:
+def _write_settings(out: Path, config: FinetuneConfig, camera: CameraEstimate | CameraSpread | None) -> None:
     write_json(out / "config.json", to_json(config))
     if camera is not None:
         write_json(out / "camera.json", camera.to_json())
@@ -240,11 +241,22 @@ def pair_source(pairs: Pairs, config: FinetuneConfig) -> PairSource:
     return draw
 
 
+def _camera(
+    model: AnyModel, pairs: Pairs, clean: FaceSet | None, config: FinetuneConfig, device: torch.device
+) -> CameraEstimate | CameraSpread | None:
+    """The camera as far as pairs of it are wanted: one for a few targets, one for each face with real faces beside."""
+    if config.camera_pairs == 0:
+        return None
+    if clean is None or config.camera_pairs_of == "targets":
+        return estimate_camera(pairs.lq, pairs.truth, seed=config.seed)
+    return estimate_spread(pairs.lq, clean.images, restoring(model, device), seed=config.seed)
+
+
 def _batches(
     model: AnyModel,
     pairs: Pairs,
     clean: FaceSet | None,
-    camera: CameraEstimate | None,
+    camera: CameraEstimate | CameraSpread | None,
     config: FinetuneConfig,
     cameras: Sequence[CameraModel],
     device: torch.device,
@@ -259,7 +271,7 @@ def _batches(
 def _extras(
     clean: FaceSet | None,
     pairs: HeldOut,
-    camera: CameraEstimate | None,
+    camera: CameraEstimate | CameraSpread | None,
     config: FinetuneConfig,
     before: Callable[[Images], Images] | None,
     cameras: Sequence[CameraModel],
@@ -269,8 +281,10 @@ def _extras(
     old = min(round(config.replay * config.batch), config.batch - made)
     extras: list[tuple[int, PairSource]] = []
     if camera is not None and made:
-        shown = clean.images if clean is not None and config.camera_pairs_of == "real" else pairs.truth
-        extras.append((made, camera_source(shown, camera.model, made, config.seed + 17)))
+        if isinstance(camera, CameraSpread) and clean is not None:
+            extras.append((made, camera_source(clean.images, camera.models, made, config.seed + 17)))
+        elif isinstance(camera, CameraEstimate):
+            extras.append((made, camera_source(pairs.truth, camera.model, made, config.seed + 17)))
     if clean is not None and old:
         replayed = replay_source(clean, cameras, old, config.seed + 13)
         extras.append((old, kept_source(replayed, before) if before else replayed))
