@@ -26,6 +26,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cards import trained_seconds
+from measured import digests
+
 from ufr_edge import __version__
 from ufr_edge.adaptation.adapt import AdaptConfig, adapt
 from ufr_edge.adaptation.evaluate import measure
@@ -35,7 +38,7 @@ from ufr_edge.adaptation.forecast import for_machine
 from ufr_edge.adaptation.restorer_task import restore_batch
 from ufr_edge.adaptation.sweep import sweep_targets
 from ufr_edge.adaptation.targets import TargetsConfig
-from ufr_edge.adaptation.training import pick_device
+from ufr_edge.adaptation.training import pick_device, read_log
 from ufr_edge.degradations.presets import degrade
 from ufr_edge.files import atomic_file, read_json, write_json
 from ufr_edge.priors.features import find_features
@@ -87,12 +90,16 @@ def run_cell(camera: str, seed: int, args: argparse.Namespace) -> dict[str, Any]
         "sampler": dataclasses.asdict(made.targets.sampler),
         "calls_per_target": made.targets.sampler.calls,
         # One that was begun before took longer than this call did.
-        "seconds": {}
-        if begun
-        else {"targets_and_training": round(adapted_s), "all": round(time.time() - started)},
+        "seconds": {} if begun else seconds(folder / "adapted", adapted_s, time.time() - started),
     }
     write_json(result, cell)
     return cell
+
+
+def seconds(run: Path, adapted: float, whole: float) -> dict[str, int]:
+    """What a cell took: targets and fine-tuning apart, told by the log of the training in `run`, and all of it."""
+    tuning = trained_seconds(read_log(run))
+    return {"targets": round(adapted - tuning), "finetuning": round(tuning), "all": round(whole)}
 
 
 def made_with(args: argparse.Namespace) -> dict[str, Any]:
@@ -110,7 +117,8 @@ def made_with(args: argparse.Namespace) -> dict[str, Any]:
         "camera_pairs",
         "side",
     )
-    of = {"camera_pairs_of": args.camera_pairs_of} if args.camera_pairs_of != "targets" else {}
+    newer = {"camera_pairs_of": "targets", "real_detail": 0.0}  # what cells of before it do not name
+    of = {name: getattr(args, name) for name, usual in newer.items() if getattr(args, name) != usual}
     return {**{name: getattr(args, name) for name in names}, **of, "real": args.real is not None}
 
 
@@ -134,6 +142,7 @@ def settings(args: argparse.Namespace, seed: int) -> AdaptConfig:
         replay_target=args.replay_target,
         camera_pairs=args.camera_pairs,
         camera_pairs_of=args.camera_pairs_of,
+        real_detail=args.real_detail,
         seed=seed,
     )
     training = tuning.training
@@ -298,6 +307,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--camera-pairs-of", choices=["targets", "real"], default="targets", help="what is degraded for them"
     )
+    parser.add_argument(
+        "--real-detail", type=float, default=0.0, help="draw sharp faces of --real more often: a power [0]"
+    )
     parser.add_argument("--no-oracle", action="store_true", help="leave the training on true pairs out")
     parser.add_argument(
         "--sweep", action="store_true", help="also draw the dial's curve on each camera (12 faces)"
@@ -323,6 +335,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     command = shown_command(list(argv if argv is not None else sys.argv[1:]), args)
     cells: list[dict[str, Any]] = []
+    weights = digests((args.restorer, args.prior))
     for camera in args.cameras:
         for seed in args.seeds:
             cells.append(run_cell(camera, seed, args))
@@ -332,9 +345,11 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "command": command,
                 "restorer": args.restorer,
                 "prior": args.prior,
+                "weights": weights,
                 "replay": args.replay,
                 "camera_pairs": args.camera_pairs,
                 "camera_pairs_of": args.camera_pairs_of,
+                "real_detail": args.real_detail,
                 "cells": cells,
                 "summary": summary(cells),
             }

@@ -9,6 +9,7 @@ from typing import Any
 
 from adaptation import RESULT, lead, tables
 from cards import trained_seconds
+from measured import earlier
 
 from ufr_edge.adaptation.training import read_log
 from ufr_edge.files import read_json
@@ -36,10 +37,20 @@ def adaptation_sections(folders: Sequence[Path]) -> list[str]:
         parts += [
             f"## Adapting {restorer} to cameras training has not seen, without ground truth",
             f"Out of {named}.",
+            *_earlier(own),
             *_commands(list(own.values())),
             *tables(_together(own)),
         ]
     return parts
+
+
+def _earlier(results: Mapping[Path, Mapping[str, Any]]) -> list[str]:
+    """A paragraph for each folder of other weights than those shipped now."""
+    return [
+        f"`{shown_folder(folder)}`: {said}"
+        for folder, result in results.items()
+        for said in earlier(result.get("weights", {}))
+    ]
 
 
 def _commands(results: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -90,7 +101,7 @@ def comparison(folders: Sequence[Path], *, timed: bool = True) -> list[str]:
         rows.append([*named, *own, *seconds, *_changes(cell)])
     commands = "\n".join(command_block(result["command"]) for _, result in results)
     said = [f"The same in all: {', '.join(same)}."] if same else []
-    return [commands, *said, markdown_table(head, rows)]
+    return [*_earlier(dict(results)), commands, *said, markdown_table(head, rows)]
 
 
 def _told(folder: Path, result: Mapping[str, Any], cell: Mapping[str, Any]) -> dict[str, str]:

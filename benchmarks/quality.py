@@ -4,7 +4,8 @@
 
 VAL: held-out clean aligned faces. runs/adaptation: what benchmarks/adaptation.py measured, to be taken in. What lies in
 the output folder is not measured again, whatever the options; give --overwrite for that. The document shows above each
-table the command that measured it (kept in index.json), and at its top the one that wrote it.
+table the command that measured it (kept in index.json), and at its top the one that wrote it. The JSON is kept in
+docs/measured/ as well, and taken from there on another machine, unless it is of earlier weights and measured now.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from adaptation import RESULT
 from adapted_tables import adaptation_sections, comparison, shown_folder
+from measured import INDEX, KEPT, digests, earlier, keep, keep_run, read_index, take
 from quality_asked import UNSEEN, asked
 
 from ufr_edge import __version__
@@ -30,7 +33,6 @@ from ufr_edge.weights.cards import command_block, eval_table, in_order, markdown
 
 CLASSIC = ("classic", "classic-light", "classic-heavy")
 CAMERAS = ("raw-iso1500-x4", "raw-iso3000-x4", "codec-motion", "defocus")
-INDEX = "index.json"
 DOC = Path("docs/quality.md")
 COUNT = 64
 PICTURE = (
@@ -57,6 +59,10 @@ class Job:
     title: str
     commands: tuple[tuple[str, ...], ...]
     result: str
+
+    def words(self) -> list[str]:
+        """All words of its commands."""
+        return [word for words in self.commands for word in words]
 
     def shown(self, folder: Path) -> list[str]:
         """The commands as the document prints them, without this machine's folders."""
@@ -165,13 +171,14 @@ def render(
     command: str,
     *,
     commands: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    notes: Mapping[str, Sequence[str]] = MappingProxyType({}),
     adapted: Sequence[Path] = (),
     compared: Mapping[str, Sequence[Path]] = MappingProxyType({}),
 ) -> str:
     """The document, from JSON files alone.
 
     command: the one that writes it; commands: those that measured a job, by its name, where they are not its present
-    ones. adapted: folders of benchmarks/adaptation.py; compared: the same under a title, one table each.
+    ones; notes: paragraphs before a job's tables. adapted: folders of benchmarks/adaptation.py; compared: the same under a title, one table each.
     """
     results = {job.name: read_json(out / job.result) for job in jobs}
     lead = (
@@ -188,7 +195,8 @@ def render(
         PICTURE,
     ]
     for job in jobs:
-        parts += [f"## {job.title}", *section(commands.get(job.name, job.shown(out)), results[job.name])]
+        made_by = commands.get(job.name, job.shown(out))
+        parts += [f"## {job.title}", *notes.get(job.name, ()), *section(made_by, results[job.name])]
     parts += adaptation_sections(adapted)
     for title, folders in compared.items():
         if folders:
@@ -226,6 +234,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.add_argument(f"--{name}", type=Path, nargs="*", default=[], help=about)
     parser.add_argument("-o", "--output", dest="out", type=Path, default=Path("runs/quality"))
     parser.add_argument("--doc", type=Path, default=DOC)
+    parser.add_argument("--kept", type=Path, default=KEPT, help="where the JSON is kept [docs/measured]")
     parser.add_argument("--restorer", help="for the prior reports [edge-m-256]")
     parser.add_argument(
         "--first-stage", type=Path, help="run of its training without the sharp stage, to set beside it"
@@ -243,34 +252,46 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def measure(planned: Sequence[Job], args: argparse.Namespace) -> dict[str, list[str]]:
     """Run what is asked for and not there; return the commands that made each result, kept in the index after each."""
-    path = args.out / INDEX
-    made = {job["name"]: job["commands"] for job in read_json(path)} if path.is_file() else {}
+    known = {job["name"]: job for job in read_index(args.out)}
+    made = {name: job["commands"] for name, job in known.items()}
+    weights = {name: job.get("weights", {}) for name, job in known.items()}
     for job in planned:
         if (not args.only or job.name in args.only) and run(job, args):
-            made[job.name] = job.shown(args.out)
+            made[job.name], weights[job.name] = job.shown(args.out), digests(job.words())
         elif made.get(job.name, job.shown(args.out)) != job.shown(args.out):
             print(
                 f"{job.name}: kept as it was measured before, with other options. To measure it again: --overwrite"
             )
         there = [job for job in planned if (args.out / job.result).exists()]
-        write_json(path, [index_entry(job, made.setdefault(job.name, job.shown(args.out))) for job in there])
+        entries = [
+            index_entry(job, made.setdefault(job.name, job.shown(args.out)), weights.get(job.name, {}))
+            for job in there
+        ]
+        write_json(args.out / INDEX, entries)
     return made
 
 
-def index_entry(job: Job, commands: Sequence[str]) -> dict[str, Any]:
-    """As benchmarks/cards.py reads it."""
-    return {"name": job.name, "title": job.title, "commands": list(commands), "result": job.result}
+def index_entry(job: Job, commands: Sequence[str], weights: Mapping[str, str]) -> dict[str, Any]:
+    """As benchmarks/cards.py and measured.py read it."""
+    own = {"name": job.name, "title": job.title, "result": job.result}
+    return {**own, "commands": list(commands), "weights": dict(weights)}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, then write the document."""
     args = parse(argv)
     planned = plan(args)
+    if not args.overwrite:
+        take(args.kept, args.out, again=lambda name: not args.only or name in args.only)
     made = measure(planned, args)
+    keep(args.out, args.kept)
+    for folder in (*args.adaptation, *(one for name in COMPARED for one in getattr(args, name))):
+        keep_run(folder, args.kept, RESULT)
+    notes = {job["name"]: earlier(job.get("weights", {})) for job in read_index(args.out)}
     jobs = [job for job in planned if (args.out / job.result).exists()]
     compared = {title: getattr(args, name) for name, title in COMPARED.items()}
     text = render(
-        jobs, args.out, own_command(args), commands=made, adapted=args.adaptation, compared=compared
+        jobs, args.out, own_command(args), commands=made, notes=notes, adapted=args.adaptation, compared=compared
     )
     with atomic_file(args.doc) as beside:
         beside.write_text(text, encoding="utf-8")

@@ -28,12 +28,13 @@ from ufr_edge.adaptation.camera_pairs import (
     varied,
 )
 from ufr_edge.adaptation.camera_spread import CameraSpread
-from ufr_edge.adaptation.faces import FaceSet
-from ufr_edge.adaptation.finetune import FinetuneConfig, Pairs, _extras
+from ufr_edge.adaptation.faces import FaceSet, weighted_by_detail
+from ufr_edge.adaptation.finetune import FinetuneConfig, Pairs, _extras, _real_faces
 from ufr_edge.adaptation.forecast import Forecast, for_machine, forecast, parts_for
 from ufr_edge.adaptation.intake import take_in
 from ufr_edge.adaptation.loop import LoopConfig
 from ufr_edge.adaptation.qa import QaConfig
+from ufr_edge.adaptation.real_faces import load_real
 from ufr_edge.adaptation.restorer_task import LossWeights, RestorerTraining
 from ufr_edge.adaptation.targets import TargetsConfig
 from ufr_edge.adaptation.terms import check_terms
@@ -364,3 +365,20 @@ def test_camera_pairs_are_made_of_real_faces_where_asked(tmp_path: Path) -> None
         losses = LossWeights(prior_features=0.0, adversarial=0.0)
         training = RestorerTraining(steps=1, losses=losses)
         check_terms(FinetuneConfig(camera_pairs=0.5, camera_pairs_of="real", training=training), None)
+
+
+def test_sharp_real_faces_are_drawn_more_often_where_asked(tmp_path: Path) -> None:
+    sharp = detailed(4)
+    soft = np.stack([cv2.GaussianBlur(face, (0, 0), 3) for face in sharp])
+    folder, side = write_faces(tmp_path / "real", np.concatenate([soft, sharp, soft, sharp])), sharp.shape[1]
+    config = FinetuneConfig(replay=0.5, real_detail=2.0)
+    real = _real_faces(folder, side, config, show=False)
+    plain = _real_faces(folder, side, dataclasses.replace(config, real_detail=0.0), show=False)
+    assert real is not None and real.weights is not None and plain is not None and plain.weights is None
+    read = weighted_by_detail(load_real(folder, side, in_memory=1), 2.0)  # one by one
+    assert read.weights == pytest.approx(real.weights)
+    draw = camera_source(real.images, CameraModel(), 8, seed=0, weights=real.weights)
+    shown = np.concatenate([draw(step, slice(None))[1] for step in range(4)])
+    assert np.mean([any((face == one).all() for one in (*soft, *soft[:, :, ::-1])) for face in shown]) < 0.2
+    with pytest.raises(ConfigError, match="real_detail"):
+        FinetuneConfig(real_detail=-1.0)

@@ -177,3 +177,47 @@ def test_what_was_asked_of_adapting_and_of_flat_areas_is_told_too(tmp_path: Path
         "50 ± 0 %; 50 ± 0 %; +1.00 ± 0 dB; -0.10 ± 0 dB",
         "holds",
     ]
+
+
+def test_what_was_measured_is_kept_and_taken_again_unless_it_is_of_earlier_weights(tmp_path: Path) -> None:
+    measured = load_script("measured")
+    now = measured.digests(["eval", "edge-m-256", "prior-256"])
+    assert sorted(now) == ["edge-m-256", "prior-256"] and measured.earlier(now) == []
+    (note,) = measured.earlier({**now, "edge-m-256": "0" * 64})
+    assert "earlier weights of edge-m-256." in note
+    out, kept, other = (tmp_path / name for name in ("out", "kept", "other"))
+    jobs = [
+        {"name": "old", "result": "a/old.json", "weights": {"edge-m-256": "0" * 64}},
+        {"name": "new", "result": "new.json", "weights": now},
+    ]
+    for job in jobs:
+        path = out / str(job["result"])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}", encoding="utf-8")
+    (out / "index.json").write_text(json.dumps(jobs), encoding="utf-8")
+    (out / "sheet.jpg").write_bytes(b"people")
+    measured.keep(out, kept)
+    assert {path.name for path in kept.rglob("*") if path.is_file()} == {"old.json", "new.json", "index.json"}
+    measured.take(kept, other, again=lambda name: True)
+    assert [job["name"] for job in measured.read_index(other)] == ["new"] and not (other / "a").exists()
+    measured.take(kept, other, again=lambda name: name == "new")
+    assert [job["name"] for job in measured.read_index(other)] == ["new", "old"]
+    run = adaptation(tmp_path / "run", "defocus")
+    measured.keep_run(run, kept, "adaptation.json")
+    assert (kept / "run" / "adaptation.json").read_text() == (run / "adaptation.json").read_text()
+    measured.keep_run(kept / "run", kept, "adaptation.json")  # it lies there
+
+
+def test_tables_of_earlier_weights_say_so(tmp_path: Path) -> None:
+    tables, quality = load_script("adapted_tables"), load_script("quality")
+    run = adaptation(tmp_path / "one", "defocus")
+    result = json.loads((run / "adaptation.json").read_text())
+    (run / "adaptation.json").write_text(json.dumps({**result, "weights": {"edge-m-256": "0" * 64}}))
+    said = "`one`: *Measured with earlier weights of edge-m-256.*"
+    assert said in tables.adaptation_sections([run]) and said in tables.comparison([run])
+    job = quality.Job("j", "J", (("eval",),), "j.json")
+    report = {"settings": {}, "figures": {}, "faces": 1, "side": 64}
+    (tmp_path / "j.json").write_text(json.dumps(report), encoding="utf-8")
+    quality.section = lambda commands, result: ["tables"]
+    text = quality.render([job], tmp_path, "c", notes={"j": ["*Measured with earlier weights of x.*"]})
+    assert "## J\n\n*Measured with earlier weights of x.*\n\ntables" in text

@@ -272,18 +272,22 @@ def degrade_all(clean: Images, model: CameraModel, *, seed: int) -> Images:
 
 
 def camera_source(
-    clean: Images, model: CameraModel | Sequence[CameraModel], count: int, seed: int
+    clean: Images,
+    model: CameraModel | Sequence[CameraModel],
+    count: int,
+    seed: int,
+    weights: NDArray[np.float64] | None = None,
 ) -> PairSource:
     """Return (step, rows) -> those rows of `count` pairs (degraded, clean), drawn anew each step, mirrored at random.
 
     Strength varies as one camera's pictures do: by `varied` around one model, by drawing one of several for each face.
-    Fixed by (seed, step).
+    `weights`: how often each clean face is drawn, float64 (N,) summing to 1. Fixed by (seed, step).
     """
     drawn = partial(varied, model) if isinstance(model, CameraModel) else partial(_one_of, model)
 
     def draw(step: int, rows: slice) -> tuple[Images, Images]:
         rng = np.random.default_rng((seed, step))
-        index = rng.choice(len(clean), count, replace=len(clean) < count)
+        index = rng.choice(len(clean), count, replace=len(clean) < count, p=weights)
         goal = clean[index]
         goal = np.stack([face[:, ::-1] if rng.random() < 0.5 else face for face in goal])
         # One stream for all: those before `rows` are drawn too, those after it are not.

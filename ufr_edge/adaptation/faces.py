@@ -229,6 +229,7 @@ def weighted_by_detail(faces: FaceSet, power: float) -> FaceSet:
     """
     if power == 0:
         return faces
-    detail = np.array([high_frequency_energy(face) for face in faces.images]).clip(1e-3, MOST_DETAIL)
+    each = (faces.images[[i]][0] for i in range(len(faces)))  # they may be read one by one
+    detail = np.array([high_frequency_energy(face) for face in each]).clip(1e-3, MOST_DETAIL)
     weights = source_weights(faces.names) * detail**power
     return replace(faces, weights=np.asarray(weights / weights.sum(), np.float64))

@@ -21,7 +21,7 @@ from ufr_edge.adaptation.camera_pairs import (
 )
 from ufr_edge.adaptation.camera_spread import CameraSpread, estimate_spread
 from ufr_edge.adaptation.earlier_cameras import replay_source
-from ufr_edge.adaptation.faces import MINIMUM_FACES, FaceSet, load_faces, skipped_lines
+from ufr_edge.adaptation.faces import MINIMUM_FACES, FaceSet, load_faces, skipped_lines, weighted_by_detail
 from ufr_edge.adaptation.lineage import lineage
 from ufr_edge.adaptation.loop import LoopConfig, check_origin, run_loop
 from ufr_edge.adaptation.real_faces import load_real, real_lines
@@ -47,6 +47,7 @@ from ufr_edge.restorers.loading import (
 )
 
 Images = NDArray[np.uint8]
+_SIMULATED = 2048  # clean faces that an estimate of the camera draws from, where they are weighted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,8 @@ class FinetuneConfig:
     from them (`replay_target`) is what the restorer made of them "before" (learning without forgetting, Li & Hoiem
     2017), or their "truth", which moves it towards sharper and costs PSNR there. `camera_pairs`: share that is
     clean faces degraded by an estimate of the camera (see `camera_pairs`; not in the paper), which are the targets, or
-    the unrelated faces of `real` (`camera_pairs_of`).
+    the unrelated faces of `real` (`camera_pairs_of`). `real_detail`: faces of `real` are drawn in proportion to their
+    fine detail to this power (see `weighted_by_detail`), for a folder that is softer than what is restored.
     `features_prior`: another prior for the features, where `prior` has none to give. `lpips_backbone`: the file LPIPS
     is computed with, if it is not in torch hub's cache; `download`: fetch it where it is missing.
     """
@@ -74,6 +76,7 @@ class FinetuneConfig:
     replay_target: Literal["before", "truth"] = "before"
     camera_pairs: float = 0.0
     camera_pairs_of: Literal["targets", "real"] = "targets"
+    real_detail: float = 0.0
     training: RestorerTraining = field(
         default_factory=lambda: RestorerTraining(
             steps=1_000,
@@ -93,9 +96,12 @@ class FinetuneConfig:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        """Raise ConfigError when `replay` and `camera_pairs` are no shares, or more than everything."""
+        """Raise ConfigError for shares below 0 or of more than everything, and for a power below 0."""
         if min(self.replay, self.camera_pairs) < 0 or self.replay + self.camera_pairs > 1:
             msg = f"replay and camera_pairs are shares from 0 to 1, together too; got {self.replay} and {self.camera_pairs}."
+            raise ConfigError(msg)
+        if self.real_detail < 0:
+            msg = f"real_detail is a power of 0 or more; got {self.real_detail}."
             raise ConfigError(msg)
 
 
@@ -139,7 +145,7 @@ def finetune(
     workers = Workers(config.device)
     with workers.main_first():
         check_origin(out, kind=task_kind(config), origin=origin, overwrite=overwrite)
-    clean = load_real(real, start.side, show=show and workers.main) if real and needs_real(config) else None
+    clean = _real_faces(real, start.side, config, show=show and workers.main)
     camera = _camera(start.model, pairs, clean, config, workers.device)
     if tell and workers.main:
         for line in (*pairs.lines, *(real_lines(real, clean) if real and clean else ())):
@@ -162,6 +168,13 @@ def finetune(
         save_any_restorer(task.result, path, arch=start.arch, side=start.side, meta=meta)
     workers.wait()
     return path
+
+
+def _real_faces(real: Path | None, side: int, config: FinetuneConfig, *, show: bool) -> FaceSet | None:
+    """The unrelated clean faces, where the training needs them."""
+    if real is None or not needs_real(config):
+        return None
+    return weighted_by_detail(load_real(real, side, show=show), config.real_detail)
 
 
 def _origin_meta(start: AnyRestorer) -> dict[str, str]:
@@ -249,7 +262,15 @@ def _camera(
         return None
     if clean is None or config.camera_pairs_of == "targets":
         return estimate_camera(pairs.lq, pairs.truth, seed=config.seed)
-    return estimate_spread(pairs.lq, clean.images, restoring(model, device), seed=config.seed)
+    return estimate_spread(pairs.lq, _as_drawn(clean, config.seed), restoring(model, device), seed=config.seed)
+
+
+def _as_drawn(clean: FaceSet, seed: int) -> Images:
+    """Faces about as often as they are drawn."""
+    if clean.weights is None:
+        return clean.images
+    count = min(len(clean), _SIMULATED)
+    return clean.images[np.random.default_rng(seed).choice(len(clean), count, p=clean.weights)]
 
 
 def _batches(
@@ -282,7 +303,9 @@ def _extras(
     extras: list[tuple[int, PairSource]] = []
     if camera is not None and made:
         if isinstance(camera, CameraSpread) and clean is not None:
-            extras.append((made, camera_source(clean.images, camera.models, made, config.seed + 17)))
+            extras.append(
+                (made, camera_source(clean.images, camera.models, made, config.seed + 17, clean.weights))
+            )
         elif isinstance(camera, CameraEstimate):
             extras.append((made, camera_source(pairs.truth, camera.model, made, config.seed + 17)))
     if clean is not None and old:
@@ -341,6 +364,7 @@ def _origin(
         config.replay,
         config.seed,
         training.losses,
+        *((config.real_detail,) if config.real_detail else ()),
     )
     digest = hashlib.sha256(f"{sha256_file(start)} {settings}".encode())
     if training.objective == "codes":

@@ -108,6 +108,7 @@ def _finetune_values(given: dict[str, Any]) -> dict[str, Any]:
         "replay": given["replay"],
         "camera_pairs": given["camera_pairs"],
         "camera_pairs_of": given["camera_pairs_of"],
+        "real_detail": given["real_detail"],
         "training.losses.l1": given["w_l1"],
         "training.losses.prior_features": given["w_features"],
         "training.losses.lpips": given["w_lpips"],

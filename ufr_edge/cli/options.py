@@ -111,7 +111,7 @@ def training_options(function: F) -> F:
 
 
 def loss_options(function: F) -> F:
-    """`--w-l1`, `--perceptual`, `--w-features`, `--w-lpips`, `--w-adversarial`, `--replay`, `--camera-pairs`, `--camera-pairs-of`: the terms of fine-tuning."""
+    """The terms of fine-tuning and what its pairs are made of, from `--w-l1` to `--real-detail`."""
     return stack(
         click.option("--w-l1", type=click.FloatRange(0), help="Weight of L1. [default: 1.0]"),
         click.option(
@@ -150,6 +150,11 @@ def loss_options(function: F) -> F:
             "--camera-pairs-of",
             type=click.Choice(["targets", "real"]),
             help="Faces degraded for camera pairs: the targets, or those of --real. [default: targets]",
+        ),
+        click.option(
+            "--real-detail",
+            type=click.FloatRange(0),
+            help="Draw faces of --real in proportion to their fine detail to this power. [default: 0]",
         ),
     )(function)
 
