@@ -13,6 +13,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 READY := $(VENV)/.ready
 TENSORRT := $(VENV)/.tensorrt
+SPANDREL := $(VENV)/.spandrel
 
 .PHONY: demo demo-onsite test test-all lint bench clean setup
 .DEFAULT_GOAL := help
@@ -48,6 +49,13 @@ $(TENSORRT): $(READY)
 	fi
 	@touch $@
 
+# Best effort: others' networks, for tests only. Of spandrel-extra-arches they take CodeFormer, whose code is under the
+# S-Lab License 1.0 (non-commercial): it is no part of ufr-edge. --no-deps leaves torchvision out (see above).
+$(SPANDREL): $(READY)
+	@$(PIP) --no-deps "spandrel>=0.4.1,<0.5" "spandrel-extra-arches>=0.2,<0.3" einops \
+		|| echo "spandrel cannot be installed here; the tests of SwinIR, GFPGAN, RestoreFormer and CodeFormer will skip."
+	@touch $@
+
 demo: $(READY)
 	$(BIN)/ufr-edge demo -o $(DEMO) --overwrite
 
@@ -59,10 +67,10 @@ lint: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/mypy
 
-test: lint $(TENSORRT)
+test: lint $(TENSORRT) $(SPANDREL)
 	$(BIN)/python -m pytest -q -m "not slow"
 
-test-all: lint $(TENSORRT)
+test-all: lint $(TENSORRT) $(SPANDREL)
 	$(BIN)/python -m pytest -q
 
 bench: $(READY) $(BUNDLE)

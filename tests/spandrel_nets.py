@@ -16,8 +16,9 @@ from ufr_edge.restorers.spandrel_loader import import_architecture
 
 def architecture(name: str, package: str = "spandrel") -> Callable[..., Any]:
     """The builder of an architecture; skips the test where its package is not installed."""
+    extra = "spandrel" if package == "spandrel" else "codeformer"
     try:
-        module = import_architecture(f"{package}.architectures.{name}", extra=package)
+        module = import_architecture(f"{package}.architectures.{name}", extra=extra)
     except BackendUnavailableError as exc:
         pytest.skip(str(exc))
 

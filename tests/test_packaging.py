@@ -93,6 +93,14 @@ def test_no_extra_asks_for_torchvision() -> None:
     assert not [item for item in wanted if item.startswith("torchvision")]
 
 
+def test_make_installs_for_tests_what_the_extras_ask_for() -> None:
+    """And without torchvision, which comes with neither; see the Makefile."""
+    extras = settings()["project"]["optional-dependencies"]
+    wanted = [item for name in ("spandrel", "codeformer") for item in extras[name] if item.startswith("spandrel")]
+    (line,) = re.findall(r"\$\(PIP\) --no-deps (.*) \\\n", (ROOT / "Makefile").read_text(encoding="utf-8"))
+    assert len(wanted) == 2 and line.split() == [*(f'"{item}"' for item in wanted), "einops"]
+
+
 def test_the_base_install_asks_for_no_training_package() -> None:
     names = {re.split(r"[><=;\[ ]", item)[0] for item in settings()["project"]["dependencies"]}
     assert not names & {"torch", "diffusers", "onnx", "openvino", "nncf", "accelerate", "scikit-image"}
