@@ -163,6 +163,18 @@ def test_another_network_is_refused(folder: Path, changes: dict[str, Any], says:
         load_prior(folder)
 
 
+def test_a_pair_of_equal_sides_is_one_side(folder: Path) -> None:
+    edit(folder / "unet" / "config.json", sample_size=[16, 16])
+    assert load_prior(folder).side == 32
+
+
+@pytest.mark.parametrize("size", [None, [16, 24], [[16], [16]], [], "16", 0])
+def test_a_side_that_is_none_is_refused_in_words(folder: Path, size: Any) -> None:
+    edit(folder / "unet" / "config.json", sample_size=size)
+    with pytest.raises(ModelFileError, match=r"sample_size is .*Write the side it was trained at"):
+        load_prior(folder)
+
+
 def test_output_channels_must_fit(tmp_path: Path) -> None:
     UNet2DModel(
         sample_size=16,

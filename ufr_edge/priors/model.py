@@ -44,7 +44,7 @@ class DiffusionPrior(nn.Module):
         images_seen = 2 if prediction_type == "wiener_residual" else 1
         self.channels = int(unet.config["in_channels"]) // images_seen
         self.factor = unshuffle_factor(self.channels)
-        self.side = int(unet.config["sample_size"]) * self.factor
+        self.side = unet_side(unet.config["sample_size"]) * self.factor
         self.learns_variance = int(unet.config["out_channels"]) == 2 * self.channels
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
@@ -120,6 +120,23 @@ def unshuffle_factor(in_channels: int) -> int:
         msg = f"A prior over pixel-unshuffled RGB needs 3 f^2 input channels; this one has {in_channels}."
         raise ModelFileError(msg)
     return factor
+
+
+def unet_side(sample_size: object) -> int:
+    """The side a network was made for, in its own pixels, of a config's `sample_size`: one number or a pair of equal ones.
+
+    Raises ModelFileError for anything else.
+    """
+    side = sample_size
+    if isinstance(sample_size, (list, tuple)) and len(sample_size) == 2 and sample_size[0] == sample_size[1]:
+        side = sample_size[0]
+    if not isinstance(side, int) or side < 1:
+        msg = (
+            f"The prior's sample_size is {sample_size!r}; a prior over square faces has one side. "
+            "Write the side it was trained at, in pixels of its input, into the config.json of its UNet."
+        )
+        raise ModelFileError(msg)
+    return side
 
 
 def build_prior(
