@@ -52,7 +52,7 @@ def counted(name: str, folder: Path) -> dict[str, Any]:
             "side": prior.side,
             "parameters": parameters,
             "bytes": size,
-            "storage": "fp16",
+            "storage": "fp16" if size < 3 * parameters else "fp32",
         }
     loaded = load_restorer(folder)
     parameters = sum(p.numel() for p in loaded.model.parameters())

@@ -26,7 +26,7 @@ from training_fakes import (
     write_faces,
 )
 
-from ufr_edge.adaptation.faces import load_faces, read_training_face
+from ufr_edge.adaptation.faces import evenly, load_faces, read_training_face
 from ufr_edge.adaptation.journal import CURVES, TENSORBOARD
 from ufr_edge.adaptation.loop import LoopConfig, run_loop
 from ufr_edge.adaptation.optimizers import build_optimizer, orthogonal
@@ -275,6 +275,13 @@ def test_widening_and_a_second_stage(clean: Path, tmp_path: Path) -> None:
     assert {"l1", "prior_features", "adversarial", "discriminator"} <= set(read_log(tmp_path / "sharp")[0])
 
 
+def test_held_out_faces_are_taken_evenly_over_the_folder() -> None:
+    whole = faces(10)
+    some = evenly(whole, 4)
+    assert some.names == tuple(whole.names[i] for i in (0, 3, 6, 9)) and evenly(whole, 10) is whole
+    assert np.array_equal(some.images, whole.images[[0, 3, 6, 9]])
+
+
 # Resuming
 
 
@@ -493,8 +500,16 @@ def test_another_or_damaged_checkpoint_changes_nothing(clean: Path, tmp_path: Pa
     pretrain_restorer(clean, run, TINY, val=clean, show=False)
     before = contents(run)
     other = dataclasses.replace(TINY, arch="edge-m", seed=5)
-    with pytest.raises(ModelFileError, match="another network"):
-        pretrain_restorer(clean, run, other, val=clean, show=False)
+    less = write_faces(clean.parent / "less", make_faces(8))
+    losses = dataclasses.replace(TINY.training.losses, pixel="log_mse")
+    for folder, config in (
+        (clean, other),
+        (clean, dataclasses.replace(TINY, degradations={"defocus": 1.0})),
+        (clean, dataclasses.replace(TINY, training=dataclasses.replace(TINY.training, losses=losses))),
+        (less, TINY),
+    ):
+        with pytest.raises(ConfigError, match="other settings. Choose another folder"):
+            pretrain_restorer(folder, run, config, val=clean, show=False)
     with pytest.raises(ModelFileError, match="no checkpoint of prior"):
         pretrain_prior(clean, run, PretrainPrior(side=SIDE, channels=(32, 32)), val=clean, show=False)
     assert contents(run) == before

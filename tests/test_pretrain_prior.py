@@ -74,7 +74,7 @@ def test_another_or_damaged_checkpoint_of_a_prior_changes_nothing(clean: Path, t
     run = tmp_path / "run"
     pretrain_prior(clean, run, TINY, val=clean, show=False)
     before = contents(run)
-    with pytest.raises(ModelFileError, match="another network"):
+    with pytest.raises(ConfigError, match="other settings"):
         pretrain_prior(clean, run, dataclasses.replace(TINY, channels=(32, 64)), val=clean, show=False)
     assert contents(run) == before
     whole = (run / CHECKPOINT).read_bytes()
@@ -90,11 +90,35 @@ def test_a_checkpoint_of_another_prediction_changes_nothing(clean: Path, tmp_pat
     run, epsilon = tmp_path / "run", dataclasses.replace(TINY, prediction_type="epsilon")
     pretrain_prior(clean, run, epsilon, val=clean, show=False)
     before = contents(run)
-    with pytest.raises(ModelFileError, match="another network or other settings"):
+    with pytest.raises(ConfigError, match="with other settings. Choose another folder"):
         pretrain_prior(
             clean, run, dataclasses.replace(epsilon, prediction_type="v_prediction"), val=clean, show=False
         )
     assert contents(run) == before
+
+
+def test_a_prior_stopped_and_gone_on_with_is_bit_identical(clean: Path, tmp_path: Path) -> None:
+    cropped = PriorTraining(steps=4, precision="fp32", crop_steps=2, crop=SIDE // 2, lr_end=4e-4, warmup=0)
+    whole = dataclasses.replace(TINY, training=cropped)
+    pretrain_prior(clean, tmp_path / "whole", whole, val=clean, show=False)
+    for steps in (1, 3, 4):  # `lr_end` is `lr`: the rate does not depend on the length
+        part = dataclasses.replace(whole, training=dataclasses.replace(cropped, steps=steps))
+        pretrain_prior(clean, tmp_path / "part", part, val=clean, show=False)
+    states = [
+        torch.load(tmp_path / name / CHECKPOINT, weights_only=True)["task"]["ema"] for name in ("whole", "part")
+    ]
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+def test_a_prior_is_stored_as_fp16_where_asked(clean: Path, tmp_path: Path) -> None:
+    sizes = {}
+    for storage in ("fp32", "fp16"):
+        path = pretrain_prior(
+            clean, tmp_path / storage, dataclasses.replace(TINY, storage=storage), val=clean, show=False
+        )
+        sizes[storage] = sum(file.stat().st_size for file in path.rglob("*.safetensors"))
+        assert load_prior(path).side == SIDE
+    assert sizes["fp16"] < 0.6 * sizes["fp32"]
 
 
 def test_a_prior_without_its_checkpoint_is_not_replaced(clean: Path, tmp_path: Path) -> None:

@@ -259,9 +259,8 @@ def _meters(config: EvalConfig, stack: ExitStack) -> tuple[Meters, dict[str, str
     if config.truth is None:
         return Meters(), {"psnr_db": "no clean faces were given. Give --truth FOLDER."}
     if config.prior is None:
-        missing["prior_feature_distance"] = missing["own_is_nearest"] = (
-            "no prior was given. Give --prior prior-256."
-        )
+        why = "no prior was given. Give --prior prior-256."
+        missing |= dict.fromkeys(("prior_feature_distance", "prior_frechet_distance", "own_is_nearest"), why)
     features = load_features(config.prior, device) if config.prior else None
     fetch = config.download
     lpips = _if_here(

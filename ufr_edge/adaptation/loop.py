@@ -100,10 +100,15 @@ def run_loop(
     return step
 
 
-def check_origin(run: Path, *, kind: str, origin: str | None = None, overwrite: bool = False) -> None:
+def check_origin(
+    run: Path,
+    *,
+    kind: str,
+    origin: str,
+    overwrite: bool = False,
+    mend: str = "Give --overwrite, or choose another folder.",
+) -> None:
     """Make sure that a checkpoint in `run` was trained from and on the same things; `overwrite` removes another.
-
-    Pretraining has no origin: it never goes on from a fine-tuning's checkpoint, nor the other way round.
 
     Raises ConfigError when it was not, ModelFileError when it is damaged or of another kind.
     """
@@ -111,10 +116,7 @@ def check_origin(run: Path, *, kind: str, origin: str | None = None, overwrite: 
     if saved is None or saved.get("origin") == origin:
         return
     if not overwrite:
-        msg = (
-            f"{run} holds training from other weights, on other pairs or with other losses. "
-            + ("Give --overwrite, or choose another folder." if origin else "Choose another folder.")
-        )
+        msg = f"{run} holds training from other weights, on other faces or with other settings. {mend}"
         raise ConfigError(msg)
     for name in (CHECKPOINT, LOG):
         (run / name).unlink(missing_ok=True)

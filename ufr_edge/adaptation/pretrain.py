@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,6 +17,8 @@ from numpy.typing import NDArray
 from ufr_edge.adaptation.faces import (
     SKIPPED,
     FaceSet,
+    evenly,
+    list_images,
     load_faces,
     read_training_face,
     skipped_line,
@@ -42,6 +46,11 @@ Images = NDArray[np.uint8]
 Tell = Callable[[str], object]
 """Called with lines for the user: what was left out, and what trains."""
 
+
+_FREE = ("steps", "lr", "lr_end", "warmup", "halve_at", "crop_steps", "precision", "accumulate")
+"""Settings of a training that may change when it is gone on with."""
+
+_HELD_OUT = 64
 
 PRIOR_FOLDER = "prior"
 """In a run folder: the prior that was trained."""
@@ -107,7 +116,10 @@ class PretrainRestorer:
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainPrior:
-    """`ufr-edge pretrain prior`: a pixel-unshuffled UNet2DModel at `side` px. `detail`: as for a restorer."""
+    """`ufr-edge pretrain prior`: a pixel-unshuffled UNet2DModel at `side` px. `detail`: as for a restorer.
+
+    `storage`: of the prior that is written; the checkpoint is fp32.
+    """
 
     side: int = 256
     factor: int = 4
@@ -117,6 +129,7 @@ class PretrainPrior:
     batch: int = 16
     detail: float = 0.0
     init: str | None = None
+    storage: Literal["fp32", "fp16"] = "fp32"
     training: PriorTraining = field(default_factory=lambda: PriorTraining(steps=20_000))
     loop: LoopConfig = field(default_factory=LoopConfig)
     seed: int = 0
@@ -132,12 +145,12 @@ def pretrain_restorer(
     and listed in `out`/skipped.csv. Raises InputFileError with fewer than 8 good faces, TrainingError on a NaN
     loss, ConfigError or ModelFileError when `out` holds another training, before anything in it is changed.
     """
-    workers = _start(out, RestorerTask.kind, config.device)
+    origin = _origin(faces, config)
+    workers = _start(out, RestorerTask.kind, config.device, origin)
     torch.manual_seed(config.seed)  # initial weights
     model = _first_restorer(config)
     features = load_features(config.prior, workers.device) if config.prior else None
-    found = {folder: _load(folder, config.side, workers, show, limit) for folder, limit in ((faces, None), (val, 64))}
-    found[faces] = weighted_by_detail(found[faces], config.detail)
+    found = _found(faces, val, config, workers, show)
     task = RestorerTask(
         model,
         config.training,
@@ -150,7 +163,9 @@ def pretrain_restorer(
         workers=workers,
     )
     start = partial(_announce, out, found, workers, config, tell)
-    steps = run_loop(task, out, config.loop, steps=config.training.steps, on_start=start, show=show)
+    steps = run_loop(
+        task, out, config.loop, steps=config.training.steps, origin=origin, on_start=start, show=show
+    )
     if workers.main:
         meta = {"steps": str(steps), "degradations": _listed(config.degradations)}
         held = {name: f"{value:.3f}" for name, value in task.evaluate(steps).items()}
@@ -165,10 +180,10 @@ def pretrain_prior(
 
     Goes on from `out`/checkpoint.pt when there is one. Leaves files out and raises as `pretrain_restorer`.
     """
-    workers = _start(out, PriorTask.kind, config.device)
+    origin = _origin(faces, config)
+    workers = _start(out, PriorTask.kind, config.device, origin)
     prior, average = (_fresh_prior(config) for _ in range(2))
-    found = {folder: _load(folder, config.side, workers, show, limit) for folder, limit in ((faces, None), (val, 64))}
-    found[faces] = weighted_by_detail(found[faces], config.detail)
+    found = _found(faces, val, config, workers, show)
     task = PriorTask(
         prior,
         average,
@@ -180,16 +195,26 @@ def pretrain_prior(
         workers=workers,
     )
     start = partial(_announce, out, found, workers, config, tell)
-    run_loop(task, out, config.loop, steps=config.training.steps, on_start=start, show=show)
+    run_loop(task, out, config.loop, steps=config.training.steps, origin=origin, on_start=start, show=show)
     if workers.main:
         with atomic_folder(out / PRIOR_FOLDER, overwrite=True) as beside:
-            task.result.save_pretrained(beside)
+            task.result.save_pretrained(beside, half=config.storage == "fp16")
     return out / PRIOR_FOLDER
 
 
-def _start(out: Path, kind: str, device: str) -> Workers:
+def _origin(faces: Path, config: PretrainRestorer | PretrainPrior) -> str:
+    """Digest of what decides a training beside its length and rate, which may change midway: faces and settings."""
+    settings = to_json(config)
+    for name in ("loop", "device", "storage"):
+        settings.pop(name, None)
+    settings["training"] = {k: v for k, v in settings["training"].items() if k not in _FREE}
+    files = [(path.name, path.stat().st_size) for path in list_images(faces)]
+    return hashlib.sha256(json.dumps([settings, files], sort_keys=True).encode()).hexdigest()
+
+
+def _start(out: Path, kind: str, device: str, origin: str) -> Workers:
     """Refuse a run folder that holds something else, before anything is read or written."""
-    check_origin(out, kind=kind)
+    check_origin(out, kind=kind, origin=origin, mend="Choose another folder.")
     trained = any((out / name).exists() for name in (WEIGHTS_NAME, PRIOR_FOLDER))
     if trained and not (out / CHECKPOINT).exists():
         msg = f"{out} holds weights but no {CHECKPOINT} to go on from; they are not replaced. Choose another folder."
@@ -220,8 +245,13 @@ def _pairs(faces: FaceSet, config: PretrainRestorer, workers: Workers) -> PairSo
     return drawn_ahead(pairs, steps=4, threads=4)
 
 
-def _load(folder: Path, side: int, workers: Workers, show: bool, limit: int | None) -> FaceSet:
-    return load_faces(folder, side, limit=limit, read=read_training_face, show=show and workers.main)
+def _found(
+    faces: Path, val: Path, config: PretrainRestorer | PretrainPrior, workers: Workers, show: bool
+) -> dict[Path, FaceSet]:
+    """The faces to train on, with how often each is drawn, and those held out."""
+    of = {"read": read_training_face, "show": show and workers.main}
+    trained = weighted_by_detail(load_faces(faces, config.side, **of), config.detail)
+    return {faces: trained, val: evenly(load_faces(val, config.side, **of), _HELD_OUT)}
 
 
 def _announce(

@@ -180,24 +180,16 @@ class PriorTask:
         write_image(strip_path(self.run, step), strip(columns))
         return figures
 
-    def _kind(self) -> str:
-        """What the shapes of the weights do not tell."""
-        return f"{self.prior.prediction_type}, factor {self.prior.factor}"
-
     def state(self) -> dict[str, Any]:
         """Everything needed to go on."""
         return {
-            "kind": self._kind(),
             "prior": self.prior.state_dict(),
             "ema": self.ema.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Restore what `state` returned. Raises ValueError for a prior of another kind."""
-        if state.get("kind", self._kind()) != self._kind():  # an earlier release did not note it
-            msg = f"The checkpoint is of a prior of the kind {state['kind']}, this one is {self._kind()}."
-            raise ValueError(msg)
+        """Restore what `state` returned."""
         self.prior.load_state_dict(state["prior"])
         self.ema.module.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])

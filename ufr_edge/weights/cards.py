@@ -116,7 +116,8 @@ def restorer_table(figures: Figures, label: str) -> str:
     rows = []
     sides = [columns.get(side, {}) for columns in figures.values() for side in ("input", label)]
     later = [key for key in LATER if any(side.get(key) is not None for side in sides)]
-    keys = ["ssim", "prior_feature_distance", "landmark_px512", "hf_energy_ratio", *later]
+    missed = ["landmark_none"] if any(side.get("landmark_none") for side in sides) else []
+    keys = ["ssim", "prior_feature_distance", "landmark_px512", *missed, "hf_energy_ratio", *later]
     for preset, columns in figures.items():
         if label not in columns:
             msg = f"The report has no figures of {label} on {preset} (it has {', '.join(columns)}). Measure it first."
