@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from ufr_edge.adaptation.adapt_report import Pictures, write_adapt_report
 from ufr_edge.adaptation.dial import dial
 from ufr_edge.adaptation.evaluate import measure
-from ufr_edge.adaptation.faces import FaceSet, load_faces
-from ufr_edge.adaptation.finetune import FinetuneConfig, finetune, load_pairs
+from ufr_edge.adaptation.faces import FaceSet, load_faces, skipped_lines
+from ufr_edge.adaptation.finetune import FinetuneConfig, finetune
 from ufr_edge.adaptation.forecast import forecast
 from ufr_edge.adaptation.intake import take_in
+from ufr_edge.adaptation.pairing import load_pairs
 from ufr_edge.adaptation.qa import worst
 from ufr_edge.adaptation.report import Section
 from ufr_edge.adaptation.restorer_task import HeldOut, restore_batch
@@ -128,10 +129,10 @@ def adapt(
     start = load_any_restorer(config.targets.restorer)
     check_objective(start.model, config.finetune)  # before the hours that targets take
     side = start.side
-    held = load_pairs(test_faces, truth, side, minimum=1) if test_faces and truth else None
+    held, test = _to_measure_on(test_faces, truth, side, tell)
     with workers.main_first():
         folder = _ready(faces, out, config, side, tell, show=show and workers.main)
-    job = _Job(folder=folder, out=out, config=config, side=side, real=real, test_faces=test_faces, held=held)
+    job = _Job(folder=folder, out=out, config=config, side=side, real=real, test=test, held=held)
     if tell is not _silent:
         _tell_forecast(job, tell, workers.count)
     made = make_targets(folder, out / "targets", config.targets, real=real, overwrite=overwrite, show=show)
@@ -154,26 +155,56 @@ def adapt(
 
 @dataclass(frozen=True, kw_only=True)
 class _Job:
-    """What is adapted to: `folder` of aligned faces, and what there is beside it."""
+    """What is adapted to: `folder` of aligned faces, and what there is beside it.
+
+    `held`: faces to measure on with their truth, or `test`, those without; neither: the training faces.
+    """
 
     folder: Path
     out: Path
     config: AdaptConfig
     side: int
     real: Path | None
-    test_faces: Path | None
+    test: FaceSet | None
     held: HeldOut | None
 
     def shown(self, faces: int) -> int:
         """How many faces there are to draw the dial's curve on, of `faces` in the folder."""
         if self.held:
             return len(self.held.lq)
-        return len(list_images(self.test_faces)) if self.test_faces else min(faces, MEASURED)
+        return len(self.test) if self.test else min(faces, MEASURED)
+
+    def measured(self) -> Images:
+        """The low-quality faces that figures are taken of."""
+        if self.held:
+            return self.held.lq
+        return (self.test or load_faces(self.folder, self.side, limit=MEASURED, minimum=1)).images
 
     def draws(self, faces: int) -> bool:
         """Whether the dial's curve is drawn where `faces` targets are made."""
         base = self.config.targets.sampler
         return curve_wanted(self.config.curve, base, faces=faces, shown=self.shown(faces))
+
+
+def _to_measure_on(
+    test_faces: Path | None, truth: Path | None, side: int, tell: Tell
+) -> tuple[HeldOut | None, FaceSet | None]:
+    """The faces kept out of training, with their truth or without; what was left out of them is told."""
+    if test_faces is None:
+        return None, None
+    if truth is not None:
+        held = load_pairs(test_faces, truth, side, minimum=1, goal="truth")
+        _tell_all(held.lines, tell)
+        return held, None
+    test, files = load_faces(test_faces, side, limit=MEASURED, minimum=1), len(list_images(test_faces))
+    further = [f"the first {len(test)} faces of {test_faces} are measured"] if files > len(test) + len(test.skipped) else []
+    _tell_all([*further, *skipped_lines(test_faces, test.skipped)], tell)
+    return None, test
+
+
+def _tell_all(lines: Sequence[str], tell: Tell) -> None:
+    for place, line in enumerate(lines):
+        tell(line if place else f"to measure on: {line}")
 
 
 def _ready(faces: Path, out: Path, config: AdaptConfig, side: int, tell: Tell, *, show: bool) -> Path:
@@ -221,7 +252,7 @@ def _measure_and_report(
     device = pick_device(config.targets.device)
     sources = {"base": config.targets.restorer, "adapted": str(weights)}
     models = {name: load_any_restorer(source).model.to(device) for name, source in sources.items()}
-    lq = held.lq if held else load_faces(job.test_faces or job.folder, job.side, limit=MEASURED, minimum=1).images
+    lq = job.measured()
     restored = {name: restore_batch(model, lq, device) for name, model in models.items()}
     truth = held.truth if held else None
     features = find_features(config.finetune.features_prior or config.targets.prior, device)
@@ -238,7 +269,7 @@ def _measure_and_report(
         logged=LOGGED,
         count=len(lq),
         known=truth is not None,
-        unseen=job.test_faces is not None,
+        unseen=held is not None or job.test is not None,
     )
     return figures
 

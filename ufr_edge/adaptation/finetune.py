@@ -21,9 +21,10 @@ from ufr_edge.adaptation.camera_pairs import (
 )
 from ufr_edge.adaptation.camera_spread import CameraSpread, estimate_spread
 from ufr_edge.adaptation.earlier_cameras import replay_source
-from ufr_edge.adaptation.faces import MINIMUM_FACES, FaceSet, load_faces, skipped_lines, weighted_by_detail
+from ufr_edge.adaptation.faces import FaceSet, weighted_by_detail
 from ufr_edge.adaptation.lineage import lineage
 from ufr_edge.adaptation.loop import LoopConfig, check_origin, run_loop
+from ufr_edge.adaptation.pairing import Pairs, load_pairs
 from ufr_edge.adaptation.real_faces import load_real, real_lines
 from ufr_edge.adaptation.restorer_task import (
     HeldOut,
@@ -32,11 +33,10 @@ from ufr_edge.adaptation.restorer_task import (
     RestorerTraining,
     restore_batch,
 )
-from ufr_edge.adaptation.target_index import target_weights
 from ufr_edge.adaptation.terms import build_task, check_terms, needs_real, task_kind
 from ufr_edge.adaptation.workers import Workers
 from ufr_edge.config import to_json
-from ufr_edge.errors import ConfigError, InputFileError
+from ufr_edge.errors import ConfigError
 from ufr_edge.files import sha256_file, write_json
 from ufr_edge.restorers.loading import (
     WEIGHTS_NAME,
@@ -45,6 +45,8 @@ from ufr_edge.restorers.loading import (
     load_any_restorer,
     save_any_restorer,
 )
+
+__all__ = ["FinetuneConfig", "Pairs", "finetune", "kept_source", "load_pairs", "mixed_pairs", "pair_source", "restoring"]
 
 Images = NDArray[np.uint8]
 _SIMULATED = 2048  # clean faces that an estimate of the camera draws from, where they are weighted
@@ -105,17 +107,6 @@ class FinetuneConfig:
             raise ConfigError(msg)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pairs(HeldOut):
-    """Pairs to train on; `weights` float64 (N,) above 0 say how often each is drawn, None: all alike.
-
-    `lines`: how many matched and what was left out, in words.
-    """
-
-    weights: NDArray[np.float64] | None = None
-    lines: tuple[str, ...] = ()
-
-
 def finetune(
     faces: Path,
     targets: Path,
@@ -134,7 +125,7 @@ def finetune(
     `real`: a folder of unrelated clean faces, for the adversarial term, replay and camera pairs of "real". `cameras`: earlier ones, by which
     replayed faces are degraded too. `tell` is told how many pairs there
     are and what was left out (in the main process). Goes on from
-    `out`/checkpoint.pt. Raises InputFileError with fewer than 8 pairs, TrainingError on a NaN loss,
+    `out`/checkpoint.pt. Raises as `load_pairs`, TrainingError on a NaN loss,
     ConfigError when the checkpoint has other weights, pairs or losses behind it (`overwrite` starts afresh),
     and as `check_terms` and `build_task`.
     """
@@ -187,56 +178,6 @@ def _write_settings(out: Path, config: FinetuneConfig, camera: CameraEstimate | 
     write_json(out / "config.json", to_json(config))
     if camera is not None:
         write_json(out / "camera.json", camera.to_json())
-
-
-def load_pairs(
-    faces: Path, targets: Path, side: int, *, minimum: int = MINIMUM_FACES, show: bool = False
-) -> Pairs:
-    """Load (low-quality, target) pairs matched by file stem, with the weights of the targets' index where there is one.
-
-    Rejected targets are left out. Raises InputFileError with fewer than `minimum`.
-    """
-    lq = load_faces(faces, side, minimum=minimum, show=show)
-    goal = load_faces(targets, side, minimum=1, show=show)
-    by_stem = {Path(name).stem: i for i, name in enumerate(goal.names)}
-    matched = [(i, by_stem[Path(n).stem]) for i, n in enumerate(lq.names) if Path(n).stem in by_stem]
-    index = target_weights(targets)
-    weights = np.array([index.get(Path(lq.names[i]).stem, 1.0) for i, _ in matched], dtype=np.float64)
-    if len(matched) >= minimum > int((weights > 0).sum()):
-        msg = (
-            f"Of {len(matched)} targets in {targets} only {int((weights > 0).sum())} are fit to learn from; at least {minimum} "
-            "are needed. Its index.jsonl says what each was rejected for. Draw lighter ones (--fidelity 0.8, or "
-            "--sampler auto), or keep all (--no-qa)."
-        )
-        raise InputFileError(msg)
-    if len(matched) < minimum:
-        msg = (
-            f"Only {len(matched)} faces of {faces} have a target of the same name in {targets}; "
-            f"at least {minimum} are needed. Run: ufr-edge targets -i {faces} -o {targets}"
-        )
-        raise InputFileError(msg)
-    kept = [pair for pair, weight in zip(matched, weights, strict=True) if weight > 0]
-    return Pairs(
-        lq=lq.images[[i for i, _ in kept]],
-        truth=goal.images[[j for _, j in kept]],
-        weights=weights[weights > 0] if (weights != 1).any() else None,
-        lines=pair_lines(lq, goal, faces, targets, rejected=len(matched) - len(kept)),
-    )
-
-
-def pair_lines(
-    lq: FaceSet, goal: FaceSet, faces: Path, targets: Path, *, rejected: int = 0
-) -> tuple[str, ...]:
-    """How many faces have a target of their stem, which have none, and which files were no faces."""
-    made = {Path(name).stem for name in goal.names}
-    without = [name for name in lq.names if Path(name).stem not in made]
-    said = [f"matched {len(lq) - len(without)} of {len(lq)} faces"]
-    if without:
-        more = f" and {len(without) - 5} more" if len(without) > 5 else ""
-        said[0] += f"; without a target: {', '.join(without[:5])}{more}"
-    if rejected:
-        said[0] += f"; {rejected} of their targets are rejected by index.jsonl"
-    return (*said, *skipped_lines(faces, lq.skipped), *skipped_lines(targets, goal.skipped))
 
 
 def pair_source(pairs: Pairs, config: FinetuneConfig) -> PairSource:

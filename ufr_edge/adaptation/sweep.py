@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ufr_edge.adaptation.dial import POSITIONS, REAL, curve_axes, curve_png, dial
 from ufr_edge.adaptation.evaluate import measure, pooled_stack
 from ufr_edge.adaptation.faces import load_faces
-from ufr_edge.adaptation.finetune import load_pairs
+from ufr_edge.adaptation.pairing import load_pairs
 from ufr_edge.adaptation.pictures import strip
 from ufr_edge.adaptation.report import Section, figures_table, picture_uri, write_report
 from ufr_edge.adaptation.target_index import digest
@@ -153,7 +153,7 @@ def sweep_targets(
 def _load(faces: Path, truth: Path | None, side: int) -> CurveFaces:
     if truth is None:
         return CurveFaces(lq=load_faces(faces, side, minimum=1).images)
-    pairs = load_pairs(faces, truth, side, minimum=1)
+    pairs = load_pairs(faces, truth, side, minimum=1, goal="truth")
     return CurveFaces(lq=pairs.lq, truth=pairs.truth)
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ufr_edge.adaptation.choose import Choice, ChooseConfig, CleanLevels, choose_sampler
 from ufr_edge.adaptation.faces import FaceSet, load_faces
+from ufr_edge.adaptation.pairing import same_stem
 from ufr_edge.adaptation.qa import Examiner, QaConfig, counts, judge
 from ufr_edge.adaptation.restorer_task import restore_batch
 from ufr_edge.adaptation.target_index import (
@@ -272,11 +273,9 @@ def _resized(images: Images, side: int) -> Images:
 
 
 def _check_stems(folder: Path, names: Sequence[str]) -> None:
-    stems: dict[str, str] = {}
-    for name in names:
-        if (other := stems.setdefault(Path(name).stem, name)) != name:
-            msg = f"{folder} holds {other} and {name}, whose targets would have one name. Rename one of them."
-            raise InputFileError(msg)
+    if (both := same_stem(names)) is not None:
+        msg = f"{folder} holds {both[0]} and {both[1]}, whose targets would have one name. Rename one of them."
+        raise InputFileError(msg)
 
 
 def _settings(config: TargetsConfig) -> dict[str, Any]:
