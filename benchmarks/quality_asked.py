@@ -9,6 +9,8 @@ from typing import Any
 
 from adaptation import RESULT, WANTED_CLASSIC, WANTED_GAP, as_asked, spreads
 
+from measured import earlier
+
 from ufr_edge.adaptation.prior_pages import DETAIL_WITHIN, LOWEST_PSNR_CHANGE, kept
 from ufr_edge.files import read_json
 from ufr_edge.weights import list_weights
@@ -97,4 +99,5 @@ def _adapted(result: Mapping[str, Any]) -> Iterator[list[str]]:
         features, frechet, psnr, classic = spreads(row)
         said = f"{result['restorer']} adapted to {row['camera']} ({len(row['seeds'])} seeds): at least {WANTED_GAP:.0%} of "
         said += f"the gap to true pairs (features; Fréchet), PSNR no lower, at most {-WANTED_CLASSIC:g} dB lost before it"
+        said += " (measured with earlier weights)" if earlier(result.get("weights", {})) else ""
         yield [said, f"{features}; {frechet}; {psnr} dB; {classic} dB", kept(as_asked(row))]
