@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -156,6 +157,42 @@ def test_a_missing_package_names_the_extra_of_the_command(monkeypatch: pytest.Mo
     install(monkeypatch, raiser(ModuleNotFoundError("no", name="torch")), name="adapt")
     result = CliRunner().invoke(main, ["adapt"])
     assert result.stderr == 'error: torch is not installed. Run: pip install "ufr-edge[train]"\n'
+
+
+class OutOfMemoryError(RuntimeError):
+    """As torch's, which the border knows by its name: it does not import torch."""
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("adapt", "lower targets.batch (in a file for --config). In training: Raise --accumulate"),
+        ("finetune", "Raise --accumulate"),
+        ("targets", "Lower --batch"),
+        ("eval", "smaller batches or pictures"),
+    ],
+)
+def test_a_full_gpu_says_what_to_lower(monkeypatch: pytest.MonkeyPatch, name: str, words: str) -> None:
+    error = OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 14.56 GiB")
+    install(monkeypatch, raiser(error), name=name)
+    result = CliRunner().invoke(main, [name])
+    assert result.exit_code == 1 and result.stderr.count("\n") == 1
+    assert result.stderr.startswith("error: The GPU is out of memory (Tried to allocate 20.00 MiB). ")
+    assert words in result.stderr
+
+
+def test_torchs_own_error_of_a_full_gpu_is_known() -> None:
+    import torch
+
+    assert explain(torch.OutOfMemoryError("CUDA out of memory.")).startswith("The GPU is out of memory. ")
+    assert explain(RuntimeError("CUDA error: out of memory")).startswith("The GPU is out of memory. ")
+
+
+@pytest.mark.parametrize("name", sorted(name for name, info in COMMANDS.items() if info.memory))
+def test_what_to_lower_is_an_option_of_the_command(name: str) -> None:
+    words = [name, "restorer"] if name == "pretrain" else [name]
+    shown = CliRunner().invoke(main, [*words, "--help"]).output
+    assert all(option in shown for option in re.findall("--[a-z]+", COMMANDS[name].memory or ""))
 
 
 def test_usage_errors_are_left_to_click(monkeypatch: pytest.MonkeyPatch) -> None:

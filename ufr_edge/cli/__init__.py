@@ -24,17 +24,25 @@ __all__ = ["COMMANDS", "CommandInfo", "main"]
 class CommandInfo:
     """One line of `ufr-edge --help`, and the extra (of `pip install "ufr-edge[EXTRA]"`) the command needs.
 
-    goes_on: the same command, after Ctrl-C, goes on where it stopped.
+    goes_on: the same command, after Ctrl-C, goes on where it stopped. memory: what makes it take less of a GPU's.
     """
 
     help: str
     extra: str | None = None
     goes_on: bool = False
+    memory: str | None = None
+
+
+_TRAINS = "Raise --accumulate (each batch in more parts, with the same result), or lower --batch."
+_SAMPLES = "Lower --batch (faces at once)."
 
 
 COMMANDS: dict[str, CommandInfo] = {
     "adapt": CommandInfo(
-        "Adapt a restorer to a folder of your bad faces: targets, finetune, report.", "train", goes_on=True
+        "Adapt a restorer to a folder of your bad faces: targets, finetune, report.",
+        "train",
+        goes_on=True,
+        memory=f"While targets are drawn: lower targets.batch (in a file for --config). In training: {_TRAINS}",
     ),
     "bench": CommandInfo("Measure what each engine of a bundle costs on this machine."),
     "bundle": CommandInfo("Look into bundles, check, rebuild, pack, install and roll them back."),
@@ -47,12 +55,16 @@ COMMANDS: dict[str, CommandInfo] = {
     "eval": CommandInfo("Measure faces, or a restorer on them, against their clean versions.", "train"),
     "export": CommandInfo("Turn a trained restorer into a bundle of device engines.", "export"),
     "faces": CommandInfo("Look into a folder of collected faces, measure its camera, and remove them."),
-    "finetune": CommandInfo("Train a restorer on pairs of bad faces and targets.", "train", goes_on=True),
+    "finetune": CommandInfo(
+        "Train a restorer on pairs of bad faces and targets.", "train", goes_on=True, memory=_TRAINS
+    ),
     "models": CommandInfo("List shipped weights and known checkpoints, fetch them, show their cards."),
     "pack-faces": CommandInfo("Write recorded faces as one file, to adapt on another machine."),
-    "pretrain": CommandInfo("Train a restorer or a diffusion prior on clean faces.", "train", goes_on=True),
+    "pretrain": CommandInfo(
+        "Train a restorer or a diffusion prior on clean faces.", "train", goes_on=True, memory=_TRAINS
+    ),
     "prior-report": CommandInfo(
-        "Report on a diffusion prior: figures and sheets on held-out faces.", "train", goes_on=True
+        "Report on a diffusion prior: figures and sheets on held-out faces.", "train", goes_on=True, memory=_SAMPLES
     ),
     "readapt": CommandInfo(
         "Adapt a bundle again to its camera's own faces; install it where it is better.", "all", goes_on=True
@@ -64,7 +76,7 @@ COMMANDS: dict[str, CommandInfo] = {
     "run": CommandInfo("Restore the faces in an image, a folder, a video or a camera."),
     "stream": CommandInfo("Restore the faces of a live stream: camera, network, file; into any sink."),
     "targets": CommandInfo(
-        "Draw training targets for bad faces with the diffusion prior.", "train", goes_on=True
+        "Draw training targets for bad faces with the diffusion prior.", "train", goes_on=True, memory=_SAMPLES
     ),
     "verify": CommandInfo("Check a bundle: every checksum, and each engine against its ONNX."),
     "watch": CommandInfo("A stream that notices when its camera changes, adapts again and swaps its engine."),
@@ -103,6 +115,7 @@ class LazyGroup(click.Group):
             debug=debug,
             extra=lambda: _extra(ctx.invoked_subcommand),
             stopped=lambda: _stopped(ctx.invoked_subcommand),
+            memory=lambda: _memory(ctx.invoked_subcommand),
         ):
             return super().invoke(ctx)
 
@@ -122,6 +135,10 @@ def _load(name: str) -> click.Command:
 
 def _extra(name: str | None) -> str | None:
     return COMMANDS[name].extra if name in COMMANDS else None
+
+
+def _memory(name: str | None) -> str | None:
+    return COMMANDS[name].memory if name in COMMANDS else None
 
 
 def _stopped(name: str | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import re
 import signal
 import sys
 import threading
@@ -18,6 +19,8 @@ import click
 
 from ufr_edge.errors import ExitCode, UfrEdgeError
 
+_LESS_MEMORY = "End what else uses it, take smaller batches or pictures, or use the CPU (--device cpu, where there is one)."
+
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM arrived; unwinds like Ctrl-C so that half-written files are removed."""
@@ -25,12 +28,12 @@ class Terminated(KeyboardInterrupt):
 
 @contextmanager
 def error_border(
-    *, debug: bool, extra: Callable[[], str | None], stopped: Callable[[], str]
+    *, debug: bool, extra: Callable[[], str | None], stopped: Callable[[], str], memory: Callable[[], str | None]
 ) -> Iterator[None]:
     """Turn whatever a command raises into one line and click's Exit; click's own errors and a closed pipe pass.
 
-    Of the command that ran, `extra` gives the pip extra, for the message about a missing package, and `stopped` what
-    becomes of its work when a signal stops it.
+    Of the command that ran, `extra` gives the pip extra, for the message about a missing package, `stopped` what
+    becomes of its work when a signal stops it, and `memory` what makes it take less of a GPU's memory.
     """
     try:
         with _terminate_as_interrupt():
@@ -43,7 +46,7 @@ def error_border(
         word = "SIGTERM" if isinstance(exc, Terminated) else "Ctrl-C"
         _fail(f"stopped by {word}. {stopped()}", exc, debug=debug)
     except Exception as exc:  # noqa: BLE001 - the border: every error ends here, --debug shows where it came from
-        _fail(explain(exc, extra=extra()), exc, debug=debug)
+        _fail(explain(exc, extra=extra(), memory=memory()), exc, debug=debug)
 
 
 def script_border(work: Callable[[], None]) -> int:
@@ -73,7 +76,7 @@ def _code(exc: BaseException) -> ExitCode:
     return exc.exit_code if isinstance(exc, UfrEdgeError) else ExitCode.ERROR
 
 
-def explain(exc: Exception, *, extra: str | None = None) -> str:
+def explain(exc: Exception, *, extra: str | None = None, memory: str | None = None) -> str:
     """Return one line for any error: what was wrong and what to do."""
     if isinstance(exc, UfrEdgeError):
         return str(exc)
@@ -85,6 +88,10 @@ def explain(exc: Exception, *, extra: str | None = None) -> str:
         return f"OpenCV misses a system library ({exc}). On Debian: apt-get install libgl1 libglib2.0-0"
     if isinstance(exc, ModuleNotFoundError) and not str(exc.name).startswith("ufr_edge"):
         return f'{exc.name} is not installed. Run: pip install "ufr-edge[{extra or "all"}]"'
+    if type(exc).__name__ == "OutOfMemoryError" or "CUDA error: out of memory" in str(exc):  # torch is not imported here
+        asked = re.search(r"Tried to allocate [\d.]+ \w+", str(exc))
+        what = f" ({asked[0]})" if asked else ""
+        return f"The GPU is out of memory{what}. {memory or _LESS_MEMORY}"
     if isinstance(exc, MemoryError):
         return f"Out of memory ({exc}). Use a smaller batch or a smaller picture."
     what = f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__
