@@ -25,6 +25,7 @@ from ufr_edge.adaptation.targets import CHOICE, TargetsConfig, make_targets
 from ufr_edge.adaptation.workers import Workers
 from ufr_edge.cli import main
 from ufr_edge.errors import InputFileError, OutputError
+from ufr_edge.priors.model import build_prior
 from ufr_edge.priors.sampler import SamplerConfig
 from ufr_edge.restorers.edge import build_restorer
 from ufr_edge.restorers.files import save_restorer
@@ -65,6 +66,17 @@ def test_a_target_says_where_it_comes_from(camera: Path, config: TargetsConfig, 
     assert entry["face_sha256"] == digest(make_faces(1)[0])
     assert len(entry["restorer_sha256"]) == len(entry["prior_sha256"]) == len(entry["target_sha256"]) == 64
     assert {"drift", "drift_input", "colour", "noise", "high_frequency_energy", "clipped"} <= set(entry["scores"])
+
+
+def test_a_prior_of_another_side_is_told(camera: Path, config: TargetsConfig, tmp_path: Path) -> None:
+    told: list[str] = []
+    make_targets(camera, tmp_path / "a", config, tell=told.append, show=False)
+    assert told == []
+    small = build_prior(side=SIDE // 2, factor=4, channels=(32, 32), layers=1)
+    small.save_pretrained(tmp_path / "small")
+    other = dataclasses.replace(config, prior=str(tmp_path / "small"))
+    make_targets(camera, tmp_path / "b", other, tell=told.append, show=False)
+    assert len(told) == 1 and "trained at 32 px and the faces are 64 px" in told[0] and "wrong scale" in told[0]
 
 
 def test_other_limits_judge_anew_without_drawing(camera: Path, config: TargetsConfig, tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ def adapt(
     job = _Job(folder=folder, out=out, config=config, side=side, real=real, test=test, held=held)
     if tell is not _silent:
         _tell_forecast(job, tell, workers.count)
-    made = make_targets(folder, out / "targets", config.targets, real=real, overwrite=overwrite, show=show)
+    made = make_targets(folder, out / "targets", config.targets, real=real, overwrite=overwrite, tell=tell, show=show)
     _tell_targets(made, tell)
     weights = finetune(
         folder,

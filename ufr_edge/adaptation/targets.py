@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -133,6 +133,15 @@ class Atelier:
         """Digests of the networks that targets depend on."""
         return {"restorer_sha256": sha256_file(self.maker.path), "prior_sha256": prior_digest(self.config.prior)}
 
+    def scale_line(self) -> str:
+        """What to know where the prior was trained at another side than the faces have; "" where it was not."""
+        if self.prior.side == self.side:
+            return ""
+        return (
+            f"the prior {self.config.prior} was trained at {self.prior.side} px and the faces are {self.side} px: it runs, "
+            "but textures may be of the wrong scale"
+        )
+
     def restore(self, images: Images) -> Images:
         """What targets are made from: the restorer's or teacher's outputs, uint8 (N, S, S, 3), at the restorer's side."""
         own = self.maker.side
@@ -158,6 +167,7 @@ def make_targets(
     *,
     real: Path | None = None,
     overwrite: bool = False,
+    tell: Callable[[str], None] | None = None,
     show: bool = True,
 ) -> TargetsReport:
     """Write one PNG target per face of `faces` into `out`, with scores and provenance in `out`/index.jsonl.
@@ -165,13 +175,16 @@ def make_targets(
     Processes that `accelerate launch` started share the faces out; each face has its own seed, so that its target
     depends neither on their number nor on the order. Goes on where an earlier call with the same config stopped;
     limits of `qa` alone may change: the targets are then judged anew, not drawn. `real`: clean faces that `auto` takes
-    its levels from. A target whose face has changed since is drawn again.
+    its levels from. A target whose face has changed since is drawn again. `tell` is told, before any is drawn, where
+    prior and faces do not fit (in the main process).
 
     Raises ConfigError when `out` holds targets of another config (give `overwrite`), InputFileError with fewer than 8
     good faces or two of one stem, OutputError when the disk is, or would get, full.
     """
     workers = Workers(config.device)
     atelier = Atelier(config, workers.device)
+    if tell and workers.main and (line := atelier.scale_line()):
+        tell(line)
     found = load_faces(faces, atelier.side, show=show and workers.main)
     _check_stems(faces, found.names)
     with ExitStack() as stack:

@@ -119,7 +119,9 @@ def command(
         raise click.UsageError(msg)
     if given["fidelity"] is not None:
         config = dataclasses.replace(config, sampler=dial(given["fidelity"]).sampler(config.sampler))
-    report = make_targets(faces, out, config, real=real, overwrite=overwrite, show=not no_progress)
+    report = make_targets(
+        faces, out, config, real=real, overwrite=overwrite, tell=click.echo, show=not no_progress
+    )
     if is_main_process():
         echo_skipped(report.skipped)
         for line in report.lines():
