@@ -185,7 +185,8 @@ def render(
         f"ufr-edge {__version__}. Written by `{command}`; no figure is typed by "
         "hand. VAL are held-out clean faces of other people than those of training. The commands leave sheets of 64 "
         "faces beside their JSON. What the figures mean, and what they do not, is said above each table. PSNR rewards "
-        "blur: look at the sheets too."
+        "blur: look at the sheets too. Feature distances are on the prior's own features, which training and adapting use as "
+        "well: PSNR, detail and landmarks are the witnesses that they do not know."
     )
     parts = [
         "# Quality, measured",

@@ -8,7 +8,6 @@ from types import MappingProxyType
 from typing import Any
 
 from adaptation import RESULT, WANTED_CLASSIC, WANTED_GAP, as_asked, spreads
-
 from measured import earlier
 
 from ufr_edge.adaptation.prior_pages import DETAIL_WITHIN, LOWEST_PSNR_CHANGE, kept

@@ -20,6 +20,9 @@ RGB in and out, {side}x{side}; fully convolutional, so multiples of 32 px run to
 
 ## Figures
 
+The feature distances are on the prior's own features, which the perceptual and the adversarial term of the training use
+too: PSNR, detail and landmarks are the witnesses that training does not know.
+
 <!-- figures:begin -->
 <!-- figures:end -->
 
@@ -86,11 +89,15 @@ _POSES = (
     "Aligned, frontal to three-quarter faces. Profiles, hands before the face, masks, heavy make-up and sunglasses are "
     "rare in the data and fail."
 )
+_INVENTED = (
+    "Detail is invented, most of all teeth, eyes and hair in heavily degraded faces: a closed mouth may come back open, "
+    "an old or a very young face as that of a young adult, a beard or glasses may go. Nothing measures this but the eye."
+)
 LIMITS = (
     _PEOPLE,
     "The held-out faces come from three of these kinds of source: other cameras and people were not measured.",
     _POSES,
-    "Detail is invented, most of all teeth, eyes and hair in heavily degraded faces.",
+    _INVENTED,
 )
 
 LICENCE = (

@@ -160,7 +160,9 @@ def data_block(rows: Sequence[Mapping[str, str]], shares: Mapping[str, float]) -
     lead = (
         f"{len(rows):,} aligned faces ({large:,} at 512 px or more at source, the others at 256 px): {real:,} photographs "
         f"of people ({100 * real / len(rows):.0f} %, and {100 * drawn:.0f} % of what training drew) and "
-        f"{len(rows) - real:,} generated faces. Sources are drawn by the square root of their size, mirrored at random."
+        f"{len(rows) - real:,} generated faces. Sources are drawn by the square root of their size, mirrored at random; "
+        "the last training drew sharp faces more often within and between them (`detail` in its config), which these shares "
+        "leave out."
     )
     table = [
         [
@@ -221,7 +223,8 @@ def measured_limits(reports: Sequence[tuple[str, Mapping[str, Any]]], label: str
     gains = _gains(known[0]["figures"][preset])
     sides = {report["settings"]["side"]: _gains(report["figures"].get(preset, {})) for report in known}
     limits = [
-        f"At {side} px the same weights gain {found[label]:+.2f} dB over the input on {preset}, at {own} px {gains[label]:+.2f} dB."
+        f"At {side} px the same weights gain {found[label]:+.2f} dB over the input on {preset}, at {own} px "
+        f"{gains[label]:+.2f} dB{_worse_landmarks(known, side, preset, label)}."
         for side, found in sides.items()
         if side != own and label in found
     ]
@@ -236,6 +239,15 @@ def measured_limits(reports: Sequence[tuple[str, Mapping[str, Any]]], label: str
         for name, gain in gains.items()
         if name != label and abs(gain - gains[label]) <= CLOSE_DB
     ]
+
+
+def _worse_landmarks(reports: Sequence[Mapping[str, Any]], side: int, preset: str, label: str) -> str:
+    """Words where eyes, nose and mouth lie further off after restoring than before, at one side."""
+    columns = next(r["figures"][preset] for r in reports if r["settings"]["side"] == side and preset in r["figures"])
+    before, after = (columns[name].get("landmark_px512") for name in ("input", label))
+    if before is None or after is None or after <= before:
+        return ""
+    return f", and landmarks are further off than in the input ({before:.1f} → {after:.1f} px): faces break"
 
 
 def _gains(columns: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
