@@ -229,6 +229,17 @@ def test_an_old_gpu_does_not_pretend_to_know_bf16(
     assert resolve_precision(gpu, "auto") == ("bf16" if precision == "bf16" else "fp32")
 
 
+@pytest.mark.parametrize(("total", "batch"), [(8.6e9, 8), (12.9e9, 32)])
+def test_equal_gpus_sample_as_many_faces_at_once_whatever_is_free(
+    total: float, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+    monkeypatch.setattr(forecasting, "pick_device", lambda _: torch.device("cuda", 0))
+    for free in (0.2 * total, 0.99 * total):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: (free, total))
+        assert for_machine(TargetsConfig()).batch == batch
+
+
 def test_a_batch_is_cut_into_the_fewest_parts_that_fit() -> None:
     gigabyte = 1e9
     assert parts_for(16, 80 * gigabyte, gigabyte) == 1

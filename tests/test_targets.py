@@ -9,9 +9,11 @@ import shutil
 import socket
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import accelerate
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -22,7 +24,7 @@ from ufr_edge.adaptation.finetune import FinetuneConfig, load_pairs, pair_source
 from ufr_edge.adaptation.qa import QaConfig
 from ufr_edge.adaptation.target_index import append_entries, digest, read_index, target_weights
 from ufr_edge.adaptation.targets import CHOICE, TargetsConfig, make_targets
-from ufr_edge.adaptation.workers import Workers
+from ufr_edge.adaptation.workers import Workers, _accelerator
 from ufr_edge.cli import main
 from ufr_edge.errors import InputFileError, OutputError
 from ufr_edge.priors.model import build_prior
@@ -213,6 +215,35 @@ def test_the_shares_of_two_processes_are_what_one_draws(
     assert one == first | second
     shares = read_index(tmp_path / "of0") | read_index(tmp_path / "of1")
     assert read_index(tmp_path / "one") == shares
+
+
+def test_nobody_draws_before_all_have_read_what_is_done(
+    camera: Path, config: TargetsConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a process would take faces that the first has drawn meanwhile for done before, and share out others."""
+    seen: list[str] = []
+    workers = Workers("cpu")
+    (tmp_path / "t").mkdir()
+    monkeypatch.setattr(module, "Workers", lambda _: workers)
+
+    def read(*_: object, **__: object) -> dict[str, str]:
+        seen.append("read")
+        return {}
+
+    monkeypatch.setattr(module, "_prepare", read)
+    monkeypatch.setattr(workers, "wait", lambda: seen.append("wait"))
+    monkeypatch.setattr(module._Maker, "make", lambda *_: seen.append("draw"))
+    make_targets(camera, tmp_path / "t", config, show=False)
+    assert seen == ["read", "wait", "draw", "draw", "draw", "wait", "wait"]
+
+
+def test_processes_wait_for_each_other_as_long_as_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not ten minutes, NCCL's own limit: the first may choose the sampler for longer."""
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(accelerate, "Accelerator", lambda **options: given.update(options))
+    _accelerator("cpu")
+    (patience,) = (h.timeout for h in given["kwargs_handlers"] if isinstance(h, accelerate.InitProcessGroupKwargs))
+    assert patience >= timedelta(days=1)
 
 
 def launch(words: list[str], count: int) -> None:

@@ -26,7 +26,7 @@ _CALLS = 2
 _STEPS = 4
 _EDGE_BYTES = 2_000  # per pixel: activations of edge-l, the prior's features and the discriminator's heads, twice
 _OTHER_BYTES = 20_000  # per pixel: SwinIR's blocks, LPIPS on VGG and the U-Net discriminator, by their layers
-_LARGE = 8e9  # bytes free on a GPU from which 32 faces are sampled at once
+_LARGE = 10e9  # bytes of a GPU from which 32 faces are sampled at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,12 +61,15 @@ class Forecast:
 
 
 def for_machine(targets: TargetsConfig) -> TargetsConfig:
-    """The settings with the prior's precision and the faces sampled at once that suit the device."""
+    """The settings with the prior's precision and the faces sampled at once that suit the device.
+
+    By its whole memory, not by what is free of it: processes on equal GPUs must agree, or they share faces out differently.
+    """
     device = pick_device(targets.device)
     old = device.type == "cuda" and not fast_at_bf16(device)  # fast at fp16 alone
     precision = "fp16" if old else resolve_precision(device, "auto")
     sampler = dataclasses.replace(targets.sampler, precision=precision)
-    roomy = device.type == "cuda" and torch.cuda.mem_get_info(device)[0] > _LARGE
+    roomy = device.type == "cuda" and torch.cuda.mem_get_info(device)[1] > _LARGE
     return dataclasses.replace(targets, sampler=sampler, batch=32 if roomy else targets.batch)
 
 

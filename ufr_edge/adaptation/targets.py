@@ -193,6 +193,7 @@ def make_targets(
             # The first process prepares the folder and chooses; the others find both done.
             done = _prepare(out, {**_settings(config), **atelier.made_by}, overwrite=overwrite and workers.main)
             choice = _choice(atelier, found, out, real, detector) if config.auto else None
+        workers.wait()  # all have read the index before the first line is written: they share out the same faces
         sampler = choice.sampler if choice else config.sampler
         wanted = [i for i, name in enumerate(found.names) if done.get(name) != digest(found.images[i])]
         _check_space(out, len(wanted), atelier.side)

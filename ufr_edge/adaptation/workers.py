@@ -155,12 +155,13 @@ class Crew:
 
 
 def _accelerator(device: str) -> Any:
-    from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
     if device not in ("auto", "cpu", "cuda"):
         msg = f"Several processes cannot share the device {device!r}. Use --device auto, cpu or cuda."
         raise ConfigError(msg)
     cpu = pick_device(device).type == "cpu"
     # The only buffers (spectral norm's) follow from the weights, and are the same everywhere without being sent.
-    handlers = [DistributedDataParallelKwargs(broadcast_buffers=False)]
+    # One process may read faces, choose the sampler or write the report for long while the others wait.
+    handlers = [DistributedDataParallelKwargs(broadcast_buffers=False), InitProcessGroupKwargs(timeout=_PATIENCE)]
     return Accelerator(cpu=cpu, mixed_precision="no", device_placement=False, kwargs_handlers=handlers)
