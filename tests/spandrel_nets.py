@@ -30,8 +30,10 @@ def architecture(name: str, package: str = "spandrel") -> Callable[..., Any]:
     return build
 
 
-def swinir(*, depths: int = 1, blocks: int = 2, dim: int = 16, heads: int = 2, img: int = 16) -> nn.Module:
-    """SwinIR with the paper's 8x unshuffle head; the defaults are tiny, at 128 px."""
+def swinir(
+    *, depths: int = 1, blocks: int = 2, dim: int = 16, heads: int = 2, img: int = 16, drop_path: float = 0.1
+) -> nn.Module:
+    """SwinIR with the paper's 8x unshuffle head and stochastic depth; the defaults are tiny, at 128 px."""
     torch.manual_seed(0)
     network: nn.Module = architecture("SwinIR")(
         img_size=img,
@@ -47,6 +49,7 @@ def swinir(*, depths: int = 1, blocks: int = 2, dim: int = 16, heads: int = 2, i
         upsampler="nearest+conv",
         resi_connection="1conv",
         start_unshuffle=8,
+        drop_path_rate=drop_path,
     )
     return network.eval()
 

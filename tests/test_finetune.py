@@ -23,7 +23,7 @@ from ufr_edge.adaptation.finetune import finetune
 from ufr_edge.adaptation.loop import LoopConfig, run_loop
 from ufr_edge.adaptation.presets import CODEFORMER
 from ufr_edge.adaptation.restorer_task import LossWeights, PairTask, RestorerTask, RestorerTraining
-from ufr_edge.adaptation.training import CHECKPOINT, read_log
+from ufr_edge.adaptation.training import CHECKPOINT, read_log, seeded
 from ufr_edge.adaptation.workers import Workers
 from ufr_edge.errors import ConfigError, ModelFileError
 from ufr_edge.restorers.codeformer import FROZEN, TRAINED
@@ -55,6 +55,24 @@ def code_task(run: Path, training: RestorerTraining = CODES, *, batch: int = 2) 
         run=run,
         workers=Workers("cpu"),
     )
+
+
+def swinir_gradient(run: Path, accumulate: int, drop_path: float) -> Tensor:
+    """Of a step on four faces, as a task takes it: with what the network draws fixed by the step."""
+    lq, goal = make_faces(4, seed=1), make_faces(4, seed=2)
+    losses = LossWeights(prior_features=0, adversarial=0)
+    found = RestorerTask(
+        SwinIRRestorer(swinir(depths=2, img=8, drop_path=drop_path), side=SIDE),
+        RestorerTraining(steps=1, precision="fp32", accumulate=accumulate, losses=losses),
+        pairs=lambda _, rows: (lq[rows], goal[rows]),
+        batch=4,
+        run=run,
+        workers=Workers("cpu"),
+    )
+    with seeded(0, 0, found.device):
+        for part in found.parts:
+            found._backward(0, part)
+    return torch.cat([p.grad.flatten() for p in found.model.parameters() if p.grad is not None])
 
 
 def swinir_task(run: Path) -> RestorerTask:
@@ -197,6 +215,16 @@ def test_parts_of_a_batch_add_up_to_it(tmp_path: Path) -> None:
         gradients.append(torch.cat([p.grad.flatten() for p in found.network.parameters() if p.grad is not None]))
     for parts in gradients[1:]:
         torch.testing.assert_close(parts, gradients[0], rtol=0, atol=1e-5)
+
+
+def test_parts_of_a_batch_add_up_to_it_but_for_stochastic_depth(tmp_path: Path) -> None:
+    """A SwinIR without it has one gradient within 1e-5; with it each part draws layers of its own to leave out."""
+    whole = swinir_gradient(tmp_path, 1, 0.0)
+    assert float(whole.abs().max()) > 1e-3
+    for accumulate in (2, 4):
+        torch.testing.assert_close(swinir_gradient(tmp_path, accumulate, 0.0), whole, rtol=0, atol=1e-5)
+    depth = [swinir_gradient(tmp_path, accumulate, 0.5) for accumulate in (1, 1, 2)]
+    assert torch.equal(depth[0], depth[1]) and not torch.allclose(depth[2], depth[0], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

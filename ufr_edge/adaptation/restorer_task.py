@@ -88,8 +88,9 @@ class RestorerTraining:
     `objective`: "images" trains the whole network on `losses`; "codes" the code prediction of a CodeFormer on
     `code_losses` alone.
 
-    `accumulate`: a step's batch is computed in so many parts, one after another, to fit into memory; the result
-    is that of the whole batch.
+    `accumulate`: a step's batch is computed in so many parts, one after another, to fit into memory; the gradient
+    is that of the whole batch but for rounding. What a network draws itself is drawn for each part: a SwinIR's
+    stochastic depth leaves other layers out than on the whole batch, so that only the expectation is the same.
     `discriminator`: "unet" is the paper's, trained from scratch, and needs many thousands of steps; "prior-features"
     is small heads on the frozen prior's features, for short trainings.
     `adversarial_crop`: the discriminator sees a random crop of this side (multiple of 8) instead of the whole

@@ -33,7 +33,7 @@ class CommandInfo:
     memory: str | None = None
 
 
-_TRAINS = "Raise --accumulate (each batch in more parts, with the same result), or lower --batch."
+_TRAINS = "Raise --accumulate (each batch in more parts), or lower --batch."
 _SAMPLES = "Lower --batch (faces at once)."
 
 
