@@ -109,7 +109,6 @@ def prior_job(prior: str, restorer: str, more: Sequence[str]) -> Job:
         restorer,
         "--degrade",
         UNSEEN,
-        "--variances",
     )
     return Job(prior, f"The prior: {prior}", ((*words, *more),), f"{prior}/report.json")
 
@@ -129,8 +128,8 @@ def plan(args: argparse.Namespace) -> list[Job]:
         title = f"{main} beside {args.first_stage.name}, its first stage alone (L1 and log-MSE, neither perceptual nor adversarial)"
         jobs.append(evaluation("first-stage", title, (main, str(args.first_stage)), CLASSIC))
     fast = ("--fast-steps", str(args.fast_steps)) if args.fast_steps else ()
-    count = ("--count", str(args.count))
-    jobs += [prior_job(m.name, main, (*count, *fast)) for m in models if m.kind == "prior"]
+    more = ("--count", str(args.count), *fast, *(("--variances",) if args.variances else ()))
+    jobs += [prior_job(m.name, main, more) for m in models if m.kind == "prior"]
     return jobs
 
 
@@ -154,6 +153,7 @@ def own_command(args: argparse.Namespace) -> str:
     """The command that writes the document, without this machine's folders and what only says when to measure."""
     words = ["python", "benchmarks/quality.py", "--faces", "VAL", "-o", shown_folder(args.out)]
     usual = {"restorer": None, "first_stage": None, "count": COUNT, "fast_steps": None}
+    words += ["--variances"] if args.variances else []
     for name, value in usual.items():
         if (given := getattr(args, name)) != value:
             words += [f"--{name.replace('_', '-')}", Path(given).name if name == "restorer" else str(given)]
@@ -242,6 +242,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--count", type=int, default=COUNT, help="faces of a prior report")
     parser.add_argument("--fast-steps", type=int, help="calls of the prior per face in place of all")
+    parser.add_argument(
+        "--variances", action="store_true", help="the prior reports compare the sampler's variances too"
+    )
     parser.add_argument(
         "--only",
         nargs="+",
