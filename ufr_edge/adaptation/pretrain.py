@@ -249,9 +249,8 @@ def _found(
     faces: Path, val: Path, config: PretrainRestorer | PretrainPrior, workers: Workers, show: bool
 ) -> dict[Path, FaceSet]:
     """The faces to train on, with how often each is drawn, and those held out."""
-    of = {"read": read_training_face, "show": show and workers.main}
-    trained = weighted_by_detail(load_faces(faces, config.side, **of), config.detail)
-    return {faces: trained, val: evenly(load_faces(val, config.side, **of), _HELD_OUT)}
+    read = partial(load_faces, side=config.side, read=read_training_face, show=show and workers.main)
+    return {faces: weighted_by_detail(read(faces), config.detail), val: evenly(read(val), _HELD_OUT)}
 
 
 def _announce(
