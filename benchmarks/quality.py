@@ -22,6 +22,8 @@ from typing import Any
 
 from adaptation import RESULT
 from adapted_tables import adaptation_sections, comparison, shown_folder
+from linear_oracle import RESULT as ORACLE
+from linear_oracle import section as oracle_section
 from measured import INDEX, KEPT, digests, earlier, keep, keep_run, read_index, take
 from quality_asked import UNSEEN, asked
 
@@ -174,11 +176,13 @@ def render(
     notes: Mapping[str, Sequence[str]] = MappingProxyType({}),
     adapted: Sequence[Path] = (),
     compared: Mapping[str, Sequence[Path]] = MappingProxyType({}),
+    oracle: Mapping[str, Any] | None = None,
 ) -> str:
     """The document, from JSON files alone.
 
     command: the one that writes it; commands: those that measured a job, by its name, where they are not its present
-    ones; notes: paragraphs before a job's tables. adapted: folders of benchmarks/adaptation.py; compared: the same under a title, one table each.
+    ones; notes: paragraphs before a job's tables. adapted: folders of benchmarks/adaptation.py; compared: the same under a title, one table each. oracle: as
+    benchmarks/linear_oracle.py wrote it.
     """
     results = {job.name: read_json(out / job.result) for job in jobs}
     lead = (
@@ -198,6 +202,7 @@ def render(
     for job in jobs:
         made_by = commands.get(job.name, job.shown(out))
         parts += [f"## {job.title}", *notes.get(job.name, ()), *section(made_by, results[job.name])]
+        parts += oracle_section(oracle) if oracle and job.name == "classic" else []
     parts += adaptation_sections(adapted)
     for title, folders in compared.items():
         if folders:
@@ -295,7 +300,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     jobs = [job for job in planned if (args.out / job.result).exists()]
     compared = {title: getattr(args, name) for name, title in COMPARED.items()}
     text = render(
-        jobs, args.out, own_command(args), commands=made, notes=notes, adapted=args.adaptation, compared=compared
+        jobs,
+        args.out,
+        own_command(args),
+        commands=made,
+        notes=notes,
+        adapted=args.adaptation,
+        compared=compared,
+        oracle=read_json(args.kept / ORACLE) if (args.kept / ORACLE).is_file() else None,
     )
     with atomic_file(args.doc) as beside:
         beside.write_text(text, encoding="utf-8")

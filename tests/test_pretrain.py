@@ -91,6 +91,19 @@ def test_the_stages_follow_each_other() -> None:
     assert last.init == "runs/edge-l-256" and last.training == sharp.training
 
 
+def test_the_recipe_of_the_shipped_weights_is_a_chain_of_configs() -> None:
+    found = {path.stem: path for path in (CONFIGS / "shipped").glob("*.toml")}
+    first, sharp, large, last = (
+        load_config(PretrainRestorer, found.pop(name))
+        for name in ("edge-m-256", "edge-m-256-sharp", "edge-l-256", "edge-l-256-sharp")
+    )
+    prior = load_config(PretrainPrior, found.pop("prior-256"))
+    assert not found and sharp.init == large.widen_from == "runs/edge-m-first" and last.init == "runs/edge-l-first"
+    assert {first.detail, sharp.detail, large.detail, last.detail} == {1.0} and prior.storage == "fp16"
+    begun = (first.init, sharp.prior, last.prior, prior.init)
+    assert all(str(name).startswith("runs/before/ufr_edge/weights/") for name in begun)
+
+
 def test_the_docs_tell_how_far_the_shipped_weights_were_trained() -> None:
     text = (CONFIGS.parent / "docs" / "config.md").read_text(encoding="utf-8")
     first, sharp, large, last = (
