@@ -135,7 +135,8 @@ def test_a_prior_starts_from_one_of_its_own_shape_alone(clean: Path, tmp_path: P
     start = save_small_prior(tmp_path / "start")
     shape = load_prior(start).unet.config["block_out_channels"]
     same = dataclasses.replace(TINY, init=start, channels=tuple(shape))
-    pretrain_prior(clean, tmp_path / "fine", same, val=clean, show=False)
+    made = pretrain_prior(clean, tmp_path / "fine", same, val=clean, show=False)
+    assert str(tmp_path) not in (made / "unet" / "config.json").read_text(encoding="utf-8")
     for wrong in ({"channels": (32, 96)}, {"factor": 2}, {"prediction_type": "epsilon"}):
         with pytest.raises(ConfigError, match="another shape than the settings say"):
             pretrain_prior(clean, tmp_path / "run", dataclasses.replace(same, **wrong), val=clean, show=False)

@@ -96,7 +96,8 @@ class DiffusionPrior(nn.Module):
             prediction_type=self.prediction_type,
             variance_type="learned_range" if self.learns_variance else "fixed_small",
         )
-        unet = UNet2DModel.from_config(self.unet.config)
+        config = {key: value for key, value in self.unet.config.items() if key != "_name_or_path"}  # a folder here
+        unet = UNet2DModel.from_config(config)
         unet.load_state_dict(self.unet.state_dict())
         (unet.half() if half else unet).save_pretrained(folder / "unet")
         scheduler.save_pretrained(folder / "scheduler")
