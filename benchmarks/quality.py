@@ -39,9 +39,9 @@ DOC = Path("docs/quality.md")
 COUNT = 64
 PICTURE = (
     "![Generated people that training has not seen; above: classic-light, below: classic-heavy](faces.jpg)\n\n"
-    "*Above classic-light, below classic-heavy: `ufr-edge eval --sheet` on generated people of the demo that training has not "
-    "seen. edge-m-first is the first stage of training alone. Where nearly nothing is left of a face, the restorer draws "
-    "somebody: the last but one is a small child.*"
+    "*Above classic-light, below classic-heavy: `python benchmarks/faces_picture.py`, generated people of the demo that "
+    "training has not seen. edge-m-first is the first stage of training alone. Where nearly nothing is left of a face, the "
+    "restorer draws somebody: the old woman is young and gains a shadow of glasses, the small child closes its mouth.*"
 )
 COMPARED = MappingProxyType(
     {

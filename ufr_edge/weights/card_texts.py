@@ -91,7 +91,8 @@ _POSES = (
 )
 _INVENTED = (
     "Detail is invented, most of all teeth, eyes and hair in heavily degraded faces: a closed mouth may come back open, "
-    "an old or a very young face as that of a young adult, a beard or glasses may go. Nothing measures this but the eye."
+    "an old or a very young face as that of a young adult, a beard or glasses may go or come. Nothing measures this but the "
+    "eye."
 )
 LIMITS = (
     _PEOPLE,
