@@ -181,8 +181,8 @@ def render(
     """The document, from JSON files alone.
 
     command: the one that writes it; commands: those that measured a job, by its name, where they are not its present
-    ones; notes: paragraphs before a job's tables. adapted: folders of benchmarks/adaptation.py; compared: the same under a title, one table each. oracle: as
-    benchmarks/linear_oracle.py wrote it.
+    ones; notes: paragraphs before a job's tables. adapted: folders of benchmarks/adaptation.py; compared: the same under
+    a title, one table each. oracle: as benchmarks/linear_oracle.py wrote it.
     """
     results = {job.name: read_json(out / job.result) for job in jobs}
     lead = (

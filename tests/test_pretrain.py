@@ -31,7 +31,13 @@ from ufr_edge.adaptation.journal import CURVES, TENSORBOARD
 from ufr_edge.adaptation.loop import LoopConfig, run_loop
 from ufr_edge.adaptation.optimizers import build_optimizer, orthogonal
 from ufr_edge.adaptation.pixel_losses import pixel_loss
-from ufr_edge.adaptation.pretrain import PretrainPrior, PretrainRestorer, pretrain_prior, pretrain_restorer
+from ufr_edge.adaptation.pretrain import (
+    PretrainPrior,
+    PretrainRestorer,
+    _found,
+    pretrain_prior,
+    pretrain_restorer,
+)
 from ufr_edge.adaptation.prior_task import PriorTask, PriorTraining
 from ufr_edge.adaptation.restorer_task import LossWeights, RestorerTask, RestorerTraining
 from ufr_edge.adaptation.sources import (
@@ -293,6 +299,12 @@ def test_held_out_faces_are_taken_evenly_over_the_folder() -> None:
     some = evenly(whole, 4)
     assert some.names == tuple(whole.names[i] for i in (0, 3, 6, 9)) and evenly(whole, 10) is whole
     assert np.array_equal(some.images, whole.images[[0, 3, 6, 9]])
+
+
+def test_sharp_faces_are_drawn_more_often_where_one_folder_is_trained_on_and_held_out(clean: Path) -> None:
+    config = dataclasses.replace(TINY, detail=1.0)
+    (found,) = _found(clean, clean, config, Workers("cpu"), show=False).values()
+    assert found.weights is not None and len(found) == 9
 
 
 # Resuming

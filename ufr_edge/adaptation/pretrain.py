@@ -250,7 +250,8 @@ def _found(
 ) -> dict[Path, FaceSet]:
     """The faces to train on, with how often each is drawn, and those held out."""
     read = partial(load_faces, side=config.side, read=read_training_face, show=show and workers.main)
-    return {faces: weighted_by_detail(read(faces), config.detail), val: evenly(read(val), _HELD_OUT)}
+    found = {faces: read(faces), val: evenly(read(val), _HELD_OUT)}
+    return {**found, faces: weighted_by_detail(found[faces], config.detail)}  # both may be one folder
 
 
 def _announce(
