@@ -117,7 +117,7 @@ def made_with(args: argparse.Namespace) -> dict[str, Any]:
         "camera_pairs",
         "side",
     )
-    newer = {"camera_pairs_of": "targets", "real_detail": 0.0}  # what cells of before it do not name
+    newer = {"camera_pairs_of": "targets", "real_detail": 0.0, "teacher": None}  # what older cells do not name
     of = {name: getattr(args, name) for name, usual in newer.items() if getattr(args, name) != usual}
     return {**{name: getattr(args, name) for name in names}, **of, "real": args.real is not None}
 
@@ -132,6 +132,7 @@ def settings(args: argparse.Namespace, seed: int) -> AdaptConfig:
             restorer=args.restorer,
             prior=args.prior,
             sampler=sampler,
+            teacher=args.teacher,
             auto=args.sampler == "auto",
             seed=seed,
             device=args.device,
@@ -287,6 +288,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("-o", "--output", dest="out", type=Path, default=Path("runs/adaptation"))
     parser.add_argument("--restorer", default="edge-m-256")
+    parser.add_argument("--teacher", help="a heavier restorer that targets are made from")
     parser.add_argument("--prior", default="prior-256")
     parser.add_argument("--cameras", nargs="+", default=list(CAMERAS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
@@ -350,6 +352,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "camera_pairs": args.camera_pairs,
                 "camera_pairs_of": args.camera_pairs_of,
                 "real_detail": args.real_detail,
+                "fidelity": args.fidelity,
+                "teacher": args.teacher,
                 "cells": cells,
                 "summary": summary(cells),
             }

@@ -22,8 +22,12 @@ from typing import Any
 
 from adaptation import RESULT
 from adapted_tables import adaptation_sections, comparison, shown_folder
+from dial_curve import commands as dial_commands
+from dial_curve import section as dial_section
 from linear_oracle import RESULT as ORACLE
 from linear_oracle import section as oracle_section
+from loop_claims import RESULT as LOOP
+from loop_claims import section as loop_section
 from measured import INDEX, KEPT, digests, earlier, keep, keep_run, read_index, take
 from quality_asked import UNSEEN, asked
 
@@ -132,7 +136,8 @@ def plan(args: argparse.Namespace) -> list[Job]:
     fast = ("--fast-steps", str(args.fast_steps)) if args.fast_steps else ()
     more = ("--count", str(args.count), *fast, *(("--variances",) if args.variances else ()))
     jobs += [prior_job(m.name, main, more) for m in models if m.kind == "prior"]
-    return jobs
+    title = "One dial from realism to fidelity"
+    return [*jobs, Job("dial", title, dial_commands(UNSEEN, main), "dial/sweep.json")]
 
 
 def run(job: Job, args: argparse.Namespace) -> bool:
@@ -177,12 +182,14 @@ def render(
     adapted: Sequence[Path] = (),
     compared: Mapping[str, Sequence[Path]] = MappingProxyType({}),
     oracle: Mapping[str, Any] | None = None,
+    loop: Mapping[str, Any] | None = None,
+    docs: Path = DOC.parent,
 ) -> str:
-    """The document, from JSON files alone.
+    """The document, from JSON files alone; its picture of the dial is written to `docs`.
 
     command: the one that writes it; commands: those that measured a job, by its name, where they are not its present
     ones; notes: paragraphs before a job's tables. adapted: folders of benchmarks/adaptation.py; compared: the same under
-    a title, one table each. oracle: as benchmarks/linear_oracle.py wrote it.
+    a title, one table each. oracle, loop: as benchmarks/linear_oracle.py and loop_claims.py wrote them.
     """
     results = {job.name: read_json(out / job.result) for job in jobs}
     lead = (
@@ -196,22 +203,26 @@ def render(
         "# Quality, measured",
         lead,
         "## What was asked, and what is",
-        markdown_table(["asked", "is", ""], asked(results, adapted)),
+        markdown_table(["asked", "is", ""], asked(results, adapted, costs=compared.get(COMPARED["cost"], ()), loop=loop)),
         PICTURE,
     ]
     for job in jobs:
         made_by = commands.get(job.name, job.shown(out))
-        parts += [f"## {job.title}", *notes.get(job.name, ()), *section(made_by, results[job.name])]
+        body = section(made_by, results[job.name], docs)
+        parts += [f"## {job.title}", *notes.get(job.name, ()), *body]
         parts += oracle_section(oracle) if oracle and job.name == "classic" else []
     parts += adaptation_sections(adapted)
     for title, folders in compared.items():
         if folders:
             parts += [f"## {title}", *comparison(folders, timed=title != COMPARED["pairs"])]
+    parts += loop_section(loop) if loop else []
     return "\n\n".join(parts) + "\n"
 
 
-def section(commands: Sequence[str], result: Mapping[str, Any]) -> list[str]:
-    """One job's tables under the commands that made them."""
+def section(commands: Sequence[str], result: Mapping[str, Any], docs: Path) -> list[str]:
+    """One job's tables under the commands that made them; a picture goes into the folder `docs`."""
+    if "rows" in result:
+        return dial_section(commands, result, docs)
     if result.get("kind") == "prior-report":
         return [prior_markdown({**result, "command": commands[0]})]
     tables = [
@@ -286,6 +297,10 @@ def index_entry(job: Job, commands: Sequence[str], weights: Mapping[str, str]) -
     return {**own, "commands": list(commands), "weights": dict(weights)}
 
 
+def _kept(path: Path) -> dict[str, Any] | None:
+    return dict(read_json(path)) if path.is_file() else None
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, then write the document."""
     args = parse(argv)
@@ -307,7 +322,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         notes=notes,
         adapted=args.adaptation,
         compared=compared,
-        oracle=read_json(args.kept / ORACLE) if (args.kept / ORACLE).is_file() else None,
+        oracle=_kept(args.kept / ORACLE),
+        loop=_kept(args.kept / LOOP),
+        docs=args.doc.parent,
     )
     with atomic_file(args.doc) as beside:
         beside.write_text(text, encoding="utf-8")

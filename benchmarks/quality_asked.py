@@ -7,7 +7,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from adaptation import RESULT, WANTED_CLASSIC, WANTED_GAP, as_asked, spreads
+from adaptation import GAPS, RESULT, WANTED_CLASSIC, WANTED_GAP, as_asked, spreads
+from dial_curve import asked as dial_asked
+from loop_claims import rows as loop_rows
 from measured import earlier
 
 from ufr_edge.adaptation.prior_pages import DETAIL_WITHIN, LOWEST_PSNR_CHANGE, kept
@@ -16,14 +18,25 @@ from ufr_edge.weights import list_weights
 
 UNSEEN = "raw-iso3000-x4"
 BUDGET_MB = 40
+CHEAPER = 3  # times fewer calls of the prior than the paper's chain
 GAINS = MappingProxyType({"classic-light": 2.5, "classic-heavy": 1.5})
 """dB of PSNR that a restorer should gain over its degraded input."""
 FLAT = MappingProxyType({"colour_cast_common": 1.0, "grid_levels": 0.5, "flat_energy_ratio": 1.2})
 """Ours, for "no colour cast, grid or ringing": about the least of a cast that is seen, levels, share of the truth's."""
 
 
-def asked(results: Mapping[str, Mapping[str, Any]], adapted: Sequence[Path] = ()) -> list[list[str]]:
-    """The numbers the weights, and adapting them, were to reach, beside those measured. adapted: as adaptation.py wrote."""
+def asked(
+    results: Mapping[str, Mapping[str, Any]],
+    adapted: Sequence[Path] = (),
+    *,
+    costs: Sequence[Path] = (),
+    loop: Mapping[str, Any] | None = None,
+) -> list[list[str]]:
+    """The numbers the weights, and adapting them, were to reach, beside those measured.
+
+    adapted, costs: folders as adaptation.py wrote them, the latter of the same adaptation by more and by fewer calls of
+    the prior. loop: as loop_claims.py wrote it.
+    """
     size = sum(model.size for model in list_weights()) / 1e6
     return [
         *_restorers(results.get("classic", {}).get("figures", {})),
@@ -36,6 +49,9 @@ def asked(results: Mapping[str, Mapping[str, Any]], adapted: Sequence[Path] = ()
         ),
         [f"all shipped weights together at most {BUDGET_MB} MB", f"{size:.1f} MB", kept(size <= BUDGET_MB)],
         *(row for folder in adapted for row in _adapted(read_json(folder / RESULT))),
+        *_cheaper([read_json(folder / RESULT) for folder in costs]),
+        *(dial_asked(results["dial"]) if "dial" in results else ()),
+        *(loop_rows(loop) if loop else ()),
     ]
 
 
@@ -100,3 +116,30 @@ def _adapted(result: Mapping[str, Any]) -> Iterator[list[str]]:
         said += f"the gap to true pairs (features; Fréchet), PSNR no lower, at most {-WANTED_CLASSIC:g} dB lost before it"
         said += " (measured with earlier weights)" if earlier(result.get("weights", {})) else ""
         yield [said, f"{features}; {frechet}; {psnr} dB; {classic} dB", kept(as_asked(row))]
+
+
+def _cheaper(results: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
+    """The dearest of some runs of one camera and seed against the best of those of at most a third of its calls."""
+    cells = sorted((result["cells"][0] for result in results), key=lambda cell: float(cell["calls_per_target"]))
+    if not cells:
+        return
+    dear = cells[-1]
+    most = int(dear["calls_per_target"])
+    cheap = [cell for cell in cells if cell["calls_per_target"] <= most / CHEAPER]
+    if not cheap:
+        return
+    best = min(cheap, key=lambda cell: float(cell["figures"]["adapted"][GAPS[0]]))
+    old = any(earlier(result.get("weights", {})) for result in results)
+    said = f"a third of the paper's {most} calls a target at most, for the same final quality (features; Fréchet; PSNR; of "
+    said += f"{dear['camera']}, seed {dear['seed']})" + (" (measured with earlier weights)" if old else "")
+    told = [_final(cell) for cell in (best, dear)]
+    good = all(ours <= theirs for ours, theirs in zip(*(values for values, _ in told), strict=True))
+    yield [said, f"{best['calls_per_target']} calls: {told[0][1]}, against {told[1][1]}", kept(good)]
+
+
+def _final(cell: Mapping[str, Any]) -> tuple[list[float], str]:
+    """Figures of what came out, the lower the better, and in words."""
+    found = cell["figures"]["adapted"]
+    distances = [float(found[name]) for name in GAPS if name in found]
+    psnr = float(found["psnr_db"])
+    return [*distances, -psnr], "; ".join([*(f"{value:.3g}" for value in distances), f"{psnr:.2f} dB"])

@@ -251,6 +251,17 @@ def test_a_batch_is_cut_into_the_fewest_parts_that_fit() -> None:
     assert parts_for(6, gigabyte, gigabyte, processes=2) == 3
 
 
+def test_several_processes_come_to_the_same_parts_whatever_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forecasting, "pick_device", lambda _: torch.device("cuda", 0))
+
+    def parts(free: float, processes: int) -> int:
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, 8e9))
+        return forecasting.for_memory(FinetuneConfig(batch=64), processes=processes).training.accumulate
+
+    assert parts(0.5e9, 2) == parts(7.9e9, 2)
+    assert parts(0.5e9, 1) > parts(7.9e9, 1)  # alone it goes by what is free
+
+
 def detailed(count: int) -> Image:
     """Faces' worth of edges, uint8 (count, 128, 128, 3): fine blocks on gradients, flat in between."""
     rng = np.random.default_rng(0)

@@ -218,6 +218,6 @@ def test_tables_of_earlier_weights_say_so(tmp_path: Path) -> None:
     job = quality.Job("j", "J", (("eval",),), "j.json")
     report = {"settings": {}, "figures": {}, "faces": 1, "side": 64}
     (tmp_path / "j.json").write_text(json.dumps(report), encoding="utf-8")
-    quality.section = lambda commands, result: ["tables"]
+    quality.section = lambda commands, result, docs: ["tables"]
     text = quality.render([job], tmp_path, "c", notes={"j": ["*Measured with earlier weights of x.*"]})
     assert "## J\n\n*Measured with earlier weights of x.*\n\ntables" in text

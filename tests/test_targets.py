@@ -167,6 +167,9 @@ def test_contradictions_on_the_command_line(camera: Path, tmp_path: Path) -> Non
         (["--sampler", "auto", "--start", "60"], "--start"),
         (["--fidelity", "0.3", "--sampler", "auto"], "--sampler auto"),
         (["--truth", str(camera)], "--sweep"),
+        (["--sweep", "--sampler", "auto"], "--sampler auto"),
+        (["--sweep", "--fidelity", "0.3"], "--fidelity"),
+        (["--sweep", "--real", str(camera)], "--real"),
     ):
         result = CliRunner().invoke(main, [*base, *extra])
         assert result.exit_code == 2 and words in result.output

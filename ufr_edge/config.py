@@ -11,7 +11,7 @@ import difflib
 import json
 import sys
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from ufr_edge.errors import ConfigError, InputFileError
 from ufr_edge.files import read_json, write_json
 
-__all__ = ["from_json", "load_config", "save_config", "to_json"]
+__all__ = ["from_json", "load_config", "save_config", "stated_settings", "to_json"]
 
 T = TypeVar("T")
 
@@ -55,12 +55,29 @@ def load_config(cls: type[T], path: Path, base: T | None = None) -> T:
     if path.suffix not in (".toml", ".json"):
         msg = f"{path}: a config file ends in .toml or .json."
         raise ConfigError(msg)
-    data = read_json(path) if path.suffix == ".json" else _read_toml(path)
+    data = _read_file(path)
     try:
         return from_json(cls, data if base is None or not isinstance(data, Mapping) else _overlay(base, data))
     except ConfigError as exc:
         msg = f"{path}: {exc}"
         raise ConfigError(msg) from exc
+
+
+def stated_settings(path: Path) -> frozenset[str]:
+    """The settings that a config file names, as "training.losses.adversarial". Raises InputFileError."""
+    return frozenset(_leaves(_read_file(path), ""))
+
+
+def _leaves(data: Any, where: str) -> Iterator[str]:
+    for key, value in data.items() if isinstance(data, Mapping) else ():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{where}{key}.")
+        else:
+            yield f"{where}{key}"
+
+
+def _read_file(path: Path) -> Any:
+    return read_json(path) if path.suffix == ".json" else _read_toml(path)
 
 
 def save_config(config: Any, path: Path) -> None:

@@ -43,9 +43,13 @@ _ANCHORS: Mapping[str, tuple[float, float, float]] = MappingProxyType(
 )
 
 
+STEPS = 250
+"""The steps of the chain whose indices the table above counts."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class DialSettings:
-    """What a position of the dial stands for."""
+    """What a position of the dial stands for; `start` and `hold_until` of `STEPS`."""
 
     fidelity: float
     start: int
@@ -55,15 +59,18 @@ class DialSettings:
     adversarial: float
 
     def sampler(self, base: SamplerConfig) -> SamplerConfig:
-        """Return `base` with the dial's start, end of holding and samples; a fast sampler keeps its calls per index."""
-        start = min(self.start, base.steps - 1)
+        """Return `base` with the dial's start, end of holding and samples; a fast sampler keeps its calls per index.
+
+        The dial counts indices of `STEPS`; in a chain of other steps they stand for the same noise levels.
+        """
+        start = min(_index(self.start, base.steps), base.steps - 1)
         fast = base.fast_steps
         if fast is not None:
             fast = min(start, max(2, round(fast * start / base.start)))
         return dataclasses.replace(
             base,
             start=start,
-            hold_until=min(self.hold_until, start),
+            hold_until=min(_index(self.hold_until, base.steps), start),
             samples_per_image=self.samples,
             fast_steps=fast,
         )
@@ -75,6 +82,10 @@ class DialSettings:
             prior_features=self.prior_features if base.prior_features > 0 else 0.0,
             adversarial=self.adversarial if base.adversarial > 0 else 0.0,
         )
+
+
+def _index(of_usual: int, steps: int) -> int:
+    return max(1, round(of_usual * steps / STEPS))
 
 
 def dial(fidelity: float) -> DialSettings:

@@ -129,10 +129,15 @@ def feature_distance(a: Images, b: Images, features: PriorFeatures) -> float:
 
 
 def measure(
-    restored: Mapping[str, Images], lq: Images, truth: Images | None, features: PriorFeatures | None
+    restored: Mapping[str, Images],
+    lq: Images,
+    truth: Images | None,
+    features: PriorFeatures | None,
+    *,
+    lpips: Lpips | None = None,
 ) -> dict[str, dict[str, float]]:
     """Mean figures of each restorer's output, with those that need the truth only where it is known."""
-    meters = Meters(features=features)
+    meters = Meters(features=features, lpips=lpips)
     known = Truth.of(truth, meters) if truth is not None else None
     return {name: measure_faces(images, lq, known, meters).means() for name, images in restored.items()}
 

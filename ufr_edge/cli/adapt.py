@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ufr_edge.cli.finetune import finetune_config, is_stated
+from ufr_edge.cli.finetune import finetune_config, states
 from ufr_edge.cli.options import (
     FOLDER,
     common_options,
@@ -98,18 +98,17 @@ def _config(
 ) -> AdaptConfig:
     """The settings: what suits the machine unless a preset or a file says otherwise, then the dial, then the flags."""
     from ufr_edge.adaptation.adapt import AdaptConfig
-    from ufr_edge.adaptation.forecast import for_machine, for_memory
+    from ufr_edge.adaptation.forecast import for_memory
     from ufr_edge.adaptation.presets import get_preset
     from ufr_edge.adaptation.workers import process_count
 
-    stated = is_stated(config_file, given["preset"])
+    stated = states(config_file, given["preset"], "finetune.training.losses.adversarial")
     config = read_config(AdaptConfig, config_file, get_preset(given["preset"]))
     shared = {f"targets.{name}": given[name] for name in ("restorer", "prior", "device", "seed")}
     if given["fidelity"] is not None:
         config = config.at_fidelity(given["fidelity"])
     config = override(config, {"finetune": finetune_config(config.finetune, given, real, stated=stated), **shared})
-    if not stated:
-        config = override(config, {"targets": for_machine(config.targets)})
+    config = _suited(config, config_file, given["preset"])
     config = override(config, {"targets": targets_from(given, config.targets)})
     restorers = filter(None, (config.targets.restorer, config.targets.teacher))
     priors = filter(None, (config.targets.prior, config.finetune.features_prior))
@@ -119,3 +118,12 @@ def _config(
         parts = for_memory(trained, processes=process_count()).training.accumulate
         config = override(config, {"finetune.training.accumulate": parts})
     return config
+
+
+def _suited(config: AdaptConfig, config_file: Path | None, preset: str | None) -> AdaptConfig:
+    """The settings with what suits the machine, where neither a preset nor the file says otherwise."""
+    from ufr_edge.adaptation.forecast import for_machine
+
+    machine = for_machine(config.targets)
+    suits = {"targets.sampler.precision": machine.sampler.precision, "targets.batch": machine.batch}
+    return override(config, {name: value for name, value in suits.items() if not states(config_file, preset, name)})

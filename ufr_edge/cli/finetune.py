@@ -19,6 +19,7 @@ from ufr_edge.cli.options import (
     training_options,
     training_values,
 )
+from ufr_edge.config import stated_settings
 
 if TYPE_CHECKING:
     from ufr_edge.adaptation.finetune import FinetuneConfig
@@ -59,7 +60,7 @@ def command(
     from ufr_edge.adaptation.workers import is_main_process, process_count
 
     config = read_config(FinetuneConfig, config_file, get_preset(given["preset"]).finetune)
-    config = finetune_config(config, given, real, stated=is_stated(config_file, given["preset"]))
+    config = finetune_config(config, given, real, stated=states(config_file, given["preset"], "training.losses.adversarial"))
     tell_licences([config.restorer], accept=accept_licence, priors=filter(None, [features_source(config)]))
     if given["accumulate"] is None:
         config = for_memory(config, processes=process_count())
@@ -70,9 +71,11 @@ def command(
         click.echo(f"weights: {path}")
 
 
-def is_stated(config_file: Path | None, preset: str | None) -> bool:
-    """Whether settings were written down by somebody; "light" is what the built-in defaults are called."""
-    return config_file is not None or preset not in (None, "light")
+def states(config_file: Path | None, preset: str | None, setting: str) -> bool:
+    """Whether somebody wrote `setting` down: any preset, or this file; "light" is what the built-in defaults are called."""
+    if preset not in (None, "light"):
+        return True
+    return config_file is not None and setting in stated_settings(config_file)
 
 
 def finetune_config(

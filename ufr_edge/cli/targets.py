@@ -108,17 +108,15 @@ def command(
 
     config = read_config(TargetsConfig, config_file, get_preset(given["preset"]).targets)
     config = override(config, {name: given[name] for name in ("restorer", "prior", "batch", "device", "seed")})
+    _check_sweep(given, sweep=sweep, truth=truth, real=real)
+    if given["fidelity"] is not None:  # before the flags: those that say more than the dial does stay in force
+        config = dataclasses.replace(config, sampler=dial(given["fidelity"]).sampler(config.sampler))
     config = targets_from(given, config)
     restorers = filter(None, (config.restorer, config.teacher))
     tell_licences(restorers, accept=accept_licence, priors=[config.prior])
     if sweep:
         _sweep(faces, out, config, truth, show=not no_progress)
         return
-    if truth is not None:
-        msg = "--truth is for --sweep: targets are made without it."
-        raise click.UsageError(msg)
-    if given["fidelity"] is not None:
-        config = dataclasses.replace(config, sampler=dial(given["fidelity"]).sampler(config.sampler))
     report = make_targets(
         faces, out, config, real=real, overwrite=overwrite, tell=click.echo, show=not no_progress
     )
@@ -126,6 +124,22 @@ def command(
         echo_skipped(report.skipped)
         for line in report.lines():
             click.echo(line)
+
+
+def _check_sweep(given: dict[str, Any], *, sweep: bool, truth: Path | None, real: Path | None) -> None:
+    """Raise UsageError for an option that would have no effect."""
+    if truth is not None and not sweep:
+        msg = "--truth is for --sweep: targets are made without it."
+        raise click.UsageError(msg)
+    without = {
+        "--sampler auto": given["sampler_mode"] == "auto",
+        "--fidelity": given["fidelity"] is not None,
+        "--real": real is not None,
+    }
+    idle = [name for name, there in without.items() if there]
+    if sweep and idle:
+        msg = f"--sweep goes through the dial by itself, so that {idle[0]} has no effect. Leave one of them out."
+        raise click.UsageError(msg)
 
 
 def _sweep(faces: Path, out: Path, config: TargetsConfig, truth: Path | None, *, show: bool) -> None:
