@@ -13,17 +13,18 @@ from ufr_edge.adaptation.dial import curve_points, dial
 from ufr_edge.adaptation.finetune import FinetuneConfig
 from ufr_edge.adaptation.restorer_task import LossWeights
 from ufr_edge.errors import ConfigError
+from ufr_edge.priors.lowpass import filter_scale, least_filter, lowpass_matrix
 from ufr_edge.priors.sampler import LIGHT_TOUCH, SamplerConfig
 
 Images = NDArray[np.uint8]
 LEVELS = CleanLevels(noise=4.0, noise_chroma=4.0, detail=0.0)
 
 
-def smooth_faces(count: int) -> Images:
-    """Gentle gradients, uint8 (count, 128, 128, 3): without noise, and with next to no texture."""
+def smooth_faces(count: int, side: int = 128) -> Images:
+    """Gentle gradients, uint8 (count, side, side, 3): without noise, and with next to no texture."""
     rng = np.random.default_rng(3)
     coarse = rng.integers(90, 160, (count, 2, 2, 3)).astype(np.uint8)
-    return np.stack([cv2.resize(c, (128, 128), interpolation=cv2.INTER_LINEAR) for c in coarse])
+    return np.stack([cv2.resize(c, (side, side), interpolation=cv2.INTER_LINEAR) for c in coarse])
 
 
 class World:
@@ -71,6 +72,31 @@ def test_where_nothing_looks_clean_the_nearest_to_it_is_taken() -> None:
     choice = choose_sampler(world.clean, world.sample, LIGHT_TOUCH, ChooseConfig(), levels=LEVELS)
     assert choice.sampler.start == 150 and "no start looks clean" in choice.reason
     assert len(choice.rungs) == len(RUNGS)
+
+
+@pytest.mark.parametrize(
+    ("side", "asked"), [(64, {8, 16}), (96, {16}), (192, {8, 16}), (256, {4, 8, 16}), (320, {8, 16})]
+)
+def test_no_n_is_asked_for_that_does_not_scale_to_the_side(side: int, asked: set[int]) -> None:
+    faces = smooth_faces(1, side)
+    tried: list[SamplerConfig] = []
+
+    def drifting(sampler: SamplerConfig) -> Images:
+        """Colours go whatever is held, so that every form of every rung is tried; filters are made as in the sampler."""
+        for n in filter(None, (sampler.filter_n, sampler.tail_filter_n)):
+            lowpass_matrix(side, filter_scale(n, side))
+        tried.append(sampler)
+        return faces + np.uint8(20)
+
+    choice = choose_sampler(faces, drifting, LIGHT_TOUCH, ChooseConfig(), levels=LEVELS)
+    assert {sampler.filter_n for sampler in tried} == asked
+    assert len(set(tried[:-1])) == len(tried) - 1  # the last is the lightest again, held to the end
+    assert choice.sampler.filter_n == (16 if side == 96 else 8) and choice.sampler.tail_filter_n is not None
+
+
+def test_the_least_filter_is_n_itself_or_the_first_doubling_that_fits() -> None:
+    found = [least_filter(n, side) for n, side in ((4, 256), (4, 192), (4, 320), (8, 96), (1, 512), (3, 192))]
+    assert found == [4, 8, 8, 16, 1, 24]
 
 
 def test_levels_are_measured_on_clean_faces() -> None:

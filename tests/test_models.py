@@ -12,6 +12,9 @@ from click.testing import CliRunner, Result
 
 from ufr_edge.cli import main
 from ufr_edge.errors import ConfigError, InputFileError, ModelFileError
+from ufr_edge.priors.files import load_prior
+from ufr_edge.restorers import registry
+from ufr_edge.restorers.loading import load_any_restorer
 from ufr_edge.restorers.registry import (
     KNOWN_MODELS,
     accepted_licences,
@@ -33,11 +36,11 @@ def run(*args: str) -> Result:
     return CliRunner().invoke(main, ["models", *args])
 
 
-def place(name: str, content: bytes = b"weights") -> Path:
+def place(name: str, content: bytes = b"\x80\x02weights") -> Path:
     model = KNOWN_MODELS[name]
     for file in model.files:
         (model.folder / file.name).parent.mkdir(parents=True, exist_ok=True)
-        (model.folder / file.name).write_bytes(content)
+        (model.folder / file.name).write_bytes(b"{}" if file.name.endswith(".json") else content)
     return model.path
 
 
@@ -98,7 +101,7 @@ def test_a_restricted_licence_is_accepted_once() -> None:
     assert "--accept-licence" in refused.stderr
     fetched = run("fetch", "iddpm-ffhq-512", "--accept-licence")
     assert (fetched.exit_code, fetched.stdout.strip()) == (0, str(KNOWN_MODELS["iddpm-ffhq-512"].path))
-    assert "only its length was checked" in fetched.stderr
+    assert "only its length and kind were checked" in fetched.stderr
     assert run("fetch", "iddpm-ffhq-512").exit_code == 0
     assert list(accepted_licences()) == ["iddpm-ffhq-512"]
     assert "accepted" in run("accept", "codeformer").output
@@ -132,8 +135,46 @@ def test_finding_by_name() -> None:
 
 def test_a_damaged_file_is_named() -> None:
     place("codeformer")
-    with pytest.raises(ModelFileError, match=r"codeformer\.pth is damaged: it has 7 bytes"):
+    with pytest.raises(ModelFileError, match=r"codeformer\.pth is damaged: it has 9 bytes.*codeformer --again"):
         check_known(KNOWN_MODELS["codeformer"])
+
+
+def test_a_web_page_in_a_models_place_is_named_with_what_mends_it() -> None:
+    path = place("iddpm-ffhq-512", b"<!DOCTYPE html><title>Sign in</title>")
+    mend = "it is a web page, not a model. Run: ufr-edge models fetch iddpm-ffhq-512 --again"
+    checked = run("path", "iddpm-ffhq-512", "--check")
+    assert checked.exit_code == 1 and f"{path} is damaged: {mend}" in checked.stderr
+    with pytest.raises(ModelFileError, match=mend):
+        load_prior("iddpm-ffhq-512")
+    place("swinir-face-gan", b"PK\x03\x04 and no end")
+    with pytest.raises(ModelFileError, match="cut short.*models fetch swinir-face-gan --again"):
+        load_any_restorer("swinir-face-gan")
+
+
+def test_a_damaged_file_given_by_path_names_what_mends_it() -> None:
+    path = place("swinir-face-gan")  # begins like a pickle, and ends there
+    for source in (path, "swinir-face-gan"):
+        with pytest.raises(ModelFileError, match="Run: ufr-edge models fetch swinir-face-gan --again"):
+            load_any_restorer(source)
+    folder = place("ddpm-celebahq-256")
+    (folder / "config.json").write_text('{"_class_name": "UNet2DModel"}')
+    with pytest.raises(ModelFileError, match="Run: ufr-edge models fetch ddpm-celebahq-256 --again"):
+        load_prior(folder)
+
+
+def test_again_fetches_every_file_of_a_model_that_is_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    place("ddpm-celebahq-256")
+    asked: list[tuple[str, bool]] = []
+    monkeypatch.setattr(registry, "fetch", lambda file, *_, again, **__: asked.append((file.name, again)))
+    assert run("fetch", "ddpm-celebahq-256", "--again").exit_code == 0
+    assert asked == [(file.name, True) for file in KNOWN_MODELS["ddpm-celebahq-256"].files]
+
+
+def test_again_needs_the_network_and_keeps_what_is_here() -> None:
+    path = place("ddpm-celebahq-256")
+    refused = run("fetch", "ddpm-celebahq-256", "--again", "--offline")
+    assert refused.exit_code == 1 and "has to be fetched again, and the network is switched off" in refused.stderr
+    assert (path / "config.json").read_bytes() == b"{}"
 
 
 def test_the_registry_loads_no_torch() -> None:

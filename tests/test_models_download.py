@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,13 +15,24 @@ from threading import Thread
 from types import SimpleNamespace
 
 import pytest
+import torch
+from safetensors.torch import save
 
-from ufr_edge.downloads import RemoteFile, fetch, is_offline
+from ufr_edge.downloads import RemoteFile, fetch, is_offline, misfit
 from ufr_edge.errors import BackendUnavailableError, DownloadError, ModelFileError, OutputError
 from ufr_edge.files import cache_folder
 
 CONTENT = bytes(range(256)) * 4000
 SHA = hashlib.sha256(CONTENT).hexdigest()
+PAGE = b"\n<!DOCTYPE html><title>Sign in</title>"
+
+
+def archive(seed: int = 0, *, old: bool = False) -> bytes:
+    """What torch writes: an archive, or the pickle of old releases."""
+    file = io.BytesIO()
+    tensors = {"weight": torch.full((64, 64), float(seed))}
+    torch.save(tensors, file, _use_new_zipfile_serialization=not old)
+    return file.getvalue()
 
 
 @dataclass
@@ -29,6 +42,9 @@ class Served:
     content: bytes = CONTENT
     etag: str = '"one"'
     ranges: bool = True
+    kind: str | None = None
+    chunked: bool = False
+    """Send in pieces of 1,000 bytes, and no length."""
     cut_after: list[int | None] = field(default_factory=list)
     """For each request: break off after so many bytes; None or nothing: send all."""
     asked: list[str | None] = field(default_factory=list)
@@ -54,7 +70,7 @@ class Handler(BaseHTTPRequestHandler):
         start = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1]) if wanted and served.ranges else 0  # type: ignore[index]
         if self.headers.get("If-Range", served.etag) != served.etag:
             start = 0
-        if start >= len(served.content):
+        if wanted and start >= len(served.content):
             self.send_response(416)
             self.send_header("Content-Range", f"bytes */{len(served.content)}")
             self.send_header("Content-Length", "0")
@@ -66,12 +82,26 @@ class Handler(BaseHTTPRequestHandler):
         served, total = self.served, len(self.served.content)
         self.send_response(206 if start else 200)
         self.send_header("ETag", served.etag)
-        self.send_header("Content-Length", str(total - start))
+        sizes = ("Transfer-Encoding", "chunked") if served.chunked else ("Content-Length", str(total - start))
+        self.send_header(*sizes)
+        if served.kind:
+            self.send_header("Content-Type", served.kind)
         if start:
             self.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
         self.end_headers()
         cut = served.cut_after.pop(0) if served.cut_after else None
-        self.wfile.write(served.content[start:] if cut is None else served.content[start : start + cut])
+        body = pieces(served.content[start:], cut) if served.chunked else served.content[start:][:cut]
+        self.wfile.write(body)
+
+
+def pieces(content: bytes, cut: int | None) -> bytes:
+    """The chunks of `content`; all but the first `cut` bytes of it are left out, and the end with them."""
+    parts = [content[i : i + 1000] for i in range(0, len(content), 1000)]
+    whole = [b"%x\r\n%s\r\n" % (len(part), part) for part in parts]
+    if cut is None:
+        return b"".join(whole) + b"0\r\n\r\n"
+    done, left = divmod(cut, 1000)
+    return b"".join(whole[:done]) + b"%x\r\n%s" % (len(parts[done]), parts[done][:left])
 
 
 @pytest.fixture
@@ -95,6 +125,11 @@ def online(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def remote(served: Served, *, size: int | None = len(CONTENT), sha256: str | None = SHA) -> RemoteFile:
     return RemoteFile(url=served.url, name="model.pth", size=size, sha256=sha256)
+
+
+def unknown(served: Served, name: str = "model.pth") -> RemoteFile:
+    """A file of which neither size nor hash is publicly known."""
+    return RemoteFile(url=served.url, name=name)
 
 
 def get(served: Served, folder: Path, file: RemoteFile | None = None, *, attempts: int = 1) -> Path:
@@ -165,6 +200,90 @@ def test_a_truncated_release_is_refused(served: Served, tmp_path: Path) -> None:
 def test_a_damaged_file_is_fetched_again(served: Served, tmp_path: Path) -> None:
     (tmp_path / "model.pth").write_bytes(CONTENT[:-1] + b"x")
     assert get(served, tmp_path).read_bytes() == CONTENT
+
+
+def test_an_answer_in_chunks_that_is_cut_goes_on_later(served: Served, tmp_path: Path) -> None:
+    served.content, served.chunked, served.cut_after = archive(), True, [1024]
+    with pytest.raises(DownloadError, match=r"broke off after 1,024 bytes \(the answer ended before its end\)"):
+        get(served, tmp_path, unknown(served))
+    assert (tmp_path / "model.pth.part").read_bytes() == served.content[:1024]
+    assert not (tmp_path / "model.pth").exists()
+    assert get(served, tmp_path, unknown(served)).read_bytes() == served.content
+    assert served.asked == [None, "bytes=1024-"]
+
+
+def test_a_web_page_takes_no_models_place_nor_that_of_a_part(served: Served, tmp_path: Path) -> None:
+    served.content, served.cut_after = archive(), [1024]
+    with pytest.raises(DownloadError):
+        get(served, tmp_path, unknown(served))
+    whole, served.content, served.kind, served.etag = served.content, PAGE, "text/html; charset=utf-8", '"page"'
+    with pytest.raises(DownloadError, match=r"/model\.pth is a web page, not model\.pth: .*put it into") as caught:
+        get(served, tmp_path, unknown(served), attempts=3)
+    assert str(tmp_path) in str(caught.value) and len(served.asked) == 2  # another try would not mend it
+    assert (tmp_path / "model.pth.part").read_bytes() == whole[:1024]
+    served.content, served.kind, served.etag = whole, "application/octet-stream", '"one"'
+    assert get(served, tmp_path, unknown(served)).read_bytes() == whole
+    assert served.asked[-1] == "bytes=1024-"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("model.pth", PAGE, "a web page"),
+        ("model.pth", b"", "empty"),
+        ("model.pth", b'{"error": "not found"}', "neither an archive of torch"),
+        ("model.pth", b"version https://git-lfs.github.com/spec/v1", "b'version http'"),
+        ("model.pth", archive()[:-10], "cut short"),
+        ("config.json", PAGE, "a web page"),
+        ("config.json", b'{"side": 2', "no JSON"),
+    ],
+    ids=["page", "nothing", "json", "pointer", "cut archive", "page for json", "cut json"],
+)
+def test_what_is_no_model_is_not_kept(served: Served, tmp_path: Path, name: str, content: bytes, words: str) -> None:
+    served.content, served.chunked = content, True  # no length to go by, and no text/html
+    with pytest.raises(ModelFileError, match=words):
+        get(served, tmp_path, unknown(served, name))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("model.pth", archive()),
+        ("model.ckpt", archive(old=True)),
+        ("model.safetensors", save({"weight": torch.zeros(2)})),
+        ("config.json", json.dumps({"side": 256}).encode()),
+    ],
+    ids=["archive", "pickle", "safetensors", "json"],
+)
+def test_what_is_a_model_is_kept_without_a_hash(served: Served, tmp_path: Path, name: str, content: bytes) -> None:
+    served.content = content
+    assert get(served, tmp_path, unknown(served, name)).read_bytes() == content
+
+
+def test_a_page_that_was_kept_earlier_is_fetched_again(served: Served, tmp_path: Path) -> None:
+    (tmp_path / "model.pth").write_bytes(PAGE)
+    assert misfit(unknown(served), tmp_path / "model.pth") == "it is a web page, not a model"
+    with pytest.raises(BackendUnavailableError, match="has to be fetched again, and the network is switched off"):
+        fetch(unknown(served), tmp_path, offline=True)
+    served.content = archive()
+    assert get(served, tmp_path, unknown(served)).read_bytes() == served.content
+
+
+def test_again_replaces_a_file_once_the_new_one_is_whole(served: Served, tmp_path: Path) -> None:
+    path, file = tmp_path / "model.pth", unknown(served)
+    again = partial(fetch, file, tmp_path, again=True, show=False, attempts=1, pause_s=0)
+    path.write_bytes(archive(1))
+    served.content = PAGE
+    with pytest.raises(ModelFileError, match="web page"):
+        again()
+    served.content, served.cut_after = archive(2), [1024]
+    with pytest.raises(DownloadError, match="goes on from there"):
+        again()
+    assert path.read_bytes() == archive(1) == get(served, tmp_path, file).read_bytes()
+    assert again().read_bytes() == archive(2)
+    assert served.asked == [None, None, "bytes=1024-"]
+    assert [p.name for p in tmp_path.iterdir()] == ["model.pth"]
 
 
 def test_what_the_server_refuses_is_named(served: Served, tmp_path: Path) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import shutil
 import time
 import urllib.error
 import urllib.request
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +24,9 @@ from ufr_edge.progress import Advance, progress_bar
 _CHUNK = 1 << 20
 _TIMEOUT_S = 60.0
 _RETRIED = (ConnectionError, TimeoutError, http.client.HTTPException, urllib.error.URLError)
+_PAGES = ("text/html", "application/xhtml+xml")
+_ZIP = b"PK\x03\x04"
+_PICKLES = tuple(bytes((0x80, protocol)) for protocol in range(2, 6))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,22 +45,33 @@ def is_offline() -> bool:
 
 
 def fetch(
-    file: RemoteFile, folder: Path, *, offline: bool = False, show: bool = True, attempts: int = 4, pause_s: float = 1.0
+    file: RemoteFile,
+    folder: Path,
+    *,
+    again: bool = False,
+    offline: bool = False,
+    show: bool = True,
+    attempts: int = 4,
+    pause_s: float = 1.0,
 ) -> Path:
     """Return `folder`/NAME, fetched and checked unless it is there and fits already.
+
+    With `again` it is fetched even then; the old file stays until the new one is whole and checked.
 
     An interrupted download stays beside it as NAME.part and goes on where it stopped, in this call (`attempts`
     tries, `pause_s` seconds before the second and twice as long before each further one) or a later one.
 
     Raises BackendUnavailableError when `offline` (or UFR_OFFLINE) forbids the network, DownloadError when the
-    server refuses or the line breaks, OutputError without the room, ModelFileError when what came does not fit.
+    server refuses, sends a web page, or the line breaks, OutputError without the room, ModelFileError when what came
+    does not fit (see `misfit`).
     """
     target = folder / file.name
-    if target.is_file() and misfit(file, target) is None:
+    if target.is_file() and not again and misfit(file, target) is None:
         return target
     if offline or is_offline():
+        state = f"in {folder} has to be fetched again" if target.exists() else f"is not in {folder}"
         msg = (
-            f"{file.name} is not in {folder}, and the network is switched off (--offline or UFR_OFFLINE). "
+            f"{file.name} {state}, and the network is switched off (--offline or UFR_OFFLINE). "
             f"Fetch {file.url} where there is a network and put it there."
         )
         raise BackendUnavailableError(msg)
@@ -68,13 +84,50 @@ def fetch(
 
 
 def misfit(file: RemoteFile, path: Path) -> str | None:
-    """Say in words how `path` differs from what is known of `file`; None when nothing does."""
+    """Say in words how `path` differs from what is known of `file`; None when nothing does.
+
+    By its size and SHA-256; without the latter by its kind (`wrong_kind`).
+    """
     size = path.stat().st_size
     if file.size is not None and size != file.size:
         return f"it has {size:,} bytes, not {file.size:,}"
     if file.sha256 is not None and (found := sha256_file(path)) != file.sha256:
         return f"its SHA-256 is {found}, not {file.sha256}"
-    return None
+    return wrong_kind(path, file.name) if file.sha256 is None else None
+
+
+def wrong_kind(path: Path, name: str) -> str | None:
+    """Say in words why `path` cannot be the file that is called `name`; None when it may be.
+
+    A .json must be JSON, anything else an archive of torch, a pickle or safetensors: by the first bytes, which tell a
+    web page from a model, and by the end of an archive, without which it was cut short.
+    """
+    with path.open("rb") as file:
+        start = file.read(200)
+    if not start:
+        return "it is empty"
+    if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
+        return "it is a web page, not a model"
+    if name.endswith(".json"):
+        return None if _is_json(path) else "it is no JSON, or was cut short"
+    if start.startswith(_ZIP):
+        return None if zipfile.is_zipfile(path) else "it was cut short: the end is missing"
+    if start.startswith(_PICKLES) or _is_safetensors(start, path.stat().st_size):
+        return None
+    return f"it begins with {start[:12]!r}: neither an archive of torch, nor a pickle, nor safetensors"
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_bytes())
+    except ValueError:
+        return False
+    return True
+
+
+def _is_safetensors(start: bytes, size: int) -> bool:
+    """Eight bytes say how long the header is, which is a JSON object."""
+    return start[8:9] == b"{" and 8 + int.from_bytes(start[:8], "little") <= size
 
 
 def _keep(file: RemoteFile, part: Path, target: Path) -> None:
@@ -96,6 +149,8 @@ def _fetch_part(file: RemoteFile, part: Path, *, show: bool, attempts: int, paus
             exc.close()
             msg = f"{file.url} answered {exc.code} {exc.reason}. Fetch the file by hand, or look for where it moved."
             raise DownloadError(msg) from exc
+        except DownloadError:  # a ConnectionError too, but another try would not mend it
+            raise
         except _RETRIED as exc:
             if attempt + 1 == attempts:
                 reason = getattr(exc, "reason", None) or exc
@@ -122,7 +177,7 @@ def _request(file: RemoteFile, part: Path, advance: Advance) -> None:
     try:
         answer = urllib.request.urlopen(urllib.request.Request(file.url, headers=headers), timeout=_TIMEOUT_S)
     except urllib.error.HTTPError as exc:
-        if exc.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
+        if exc.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE or not done:
             raise
         exc.close()
         if exc.headers.get("Content-Range") == f"bytes */{done}":
@@ -135,6 +190,12 @@ def _request(file: RemoteFile, part: Path, advance: Advance) -> None:
 
 
 def _receive(answer: Any, part: Path, advance: Advance, done: int) -> None:
+    if answer.headers.get_content_type() in _PAGES:
+        msg = (
+            f"{answer.url} is a web page, not {part.stem}: one to log in on, or a proxy's. "
+            f"Fetch the file in a browser and put it into {part.parent}."
+        )
+        raise DownloadError(msg)
     goes_on = answer.status == http.client.PARTIAL_CONTENT
     start = done if goes_on else 0
     if goes_on and not answer.headers.get("Content-Range", "").startswith(f"bytes {done}-"):
@@ -155,13 +216,7 @@ def _receive(answer: Any, part: Path, advance: Advance, done: int) -> None:
 
 def _copy(answer: Any, out: BinaryIO, part: Path, advance: Advance) -> int:
     received = 0
-    while True:
-        try:
-            chunk = answer.read(_CHUNK)
-        except http.client.IncompleteRead as exc:
-            chunk = exc.partial  # keep what came; the caller sees that it is short
-        if not chunk:
-            return received
+    for chunk in _chunks(answer):
         try:
             out.write(chunk)
         except OSError as exc:
@@ -169,6 +224,21 @@ def _copy(answer: Any, out: BinaryIO, part: Path, advance: Advance) -> int:
             raise OutputError(msg) from exc
         received += len(chunk)
         advance(len(chunk))
+    return received
+
+
+def _chunks(answer: Any) -> Iterator[bytes]:
+    """What comes, piece by piece; raises a ConnectionError after the last piece of an answer that is cut."""
+    while True:
+        try:
+            chunk = answer.read1(_CHUNK)  # read() would lose what came of the piece that is cut
+        except http.client.IncompleteRead as exc:
+            yield exc.partial
+            msg = "the answer ended before its end"
+            raise ConnectionError(msg) from exc
+        if not chunk:
+            return
+        yield chunk
 
 
 def _check_room(part: Path, needed: int) -> None:

@@ -12,6 +12,9 @@ Ours, on a small probe of faces, up a ladder from a light touch to the paper's (
 3. The first rung that agrees and looks clean is taken: further ones only re-invent more. If none looks clean, the one
    nearest to it among those that agree; if none agrees, the lightest, with half of N held to the end.
 
+N is never one that cannot be scaled to the side of the faces: in its place comes the least doubling of it that can
+(`least_filter`). At 192 or 320 px half of 8 is 8 again, and a setting that was just tried is not tried twice.
+
 Probing uses few calls of the prior (`calls`); the targets themselves are drawn with as many as were asked for.
 """
 
@@ -30,6 +33,7 @@ from ufr_edge.config import to_json
 from ufr_edge.errors import ConfigError, ShapeError
 from ufr_edge.metrics.landmarks import find_landmarks, landmark_shift
 from ufr_edge.metrics.spectrum import high_frequency_energy
+from ufr_edge.priors.lowpass import least_filter
 from ufr_edge.priors.sampler import SamplerConfig
 from ufr_edge.runtime.faces.detect import Detects
 
@@ -175,7 +179,7 @@ def choose_sampler(
             if rung.clean:
                 return prober.choice(rung, "the first whose targets agree with the restorer's output and look clean")
     if not agreeing:
-        held = prober.measured(_held(prober.at(*RUNGS[0]), halve=True))
+        held = prober.measured(prober.held(prober.at(*RUNGS[0]), halve=True))
         return prober.choice(held, "no start leaves colours and points where they were: the lightest, held to the end")
     nearest = min(agreeing, key=lambda rung: rung.unclean)
     return prober.choice(nearest, "no start looks clean: the nearest to it whose targets agree with the restorer's output")
@@ -194,12 +198,12 @@ class _Prober:
         detector: Detects | None,
     ) -> None:
         self.restored, self.sample, self.base, self.config, self.levels = restored, sample, base, config, levels
-        self.detector = detector
+        self.detector, self.side = detector, restored.shape[1]
         self.points = find_landmarks(restored, detector) if detector else None
         self.rungs: list[Rung] = []
 
     def at(self, start: int, hold: int, n: int) -> SamplerConfig:
-        """The setting of a rung, scaled to the base's number of steps; fewer calls than asked for while probing."""
+        """The setting of a rung, scaled to the base's steps and the side; fewer calls than asked for while probing."""
         scale = self.base.steps / 250
         start, hold = max(1, round(start * scale)), round(hold * scale)
         fast = min(start, self.config.calls, self.base.fast_steps or start)
@@ -207,20 +211,25 @@ class _Prober:
             self.base,
             start=start,
             hold_until=hold,
-            filter_n=n,
+            filter_n=least_filter(n, self.side),
             fast_steps=fast,
             samples_per_image=1,
             tail_filter_n=None,
         )
 
+    def held(self, sampler: SamplerConfig, *, halve: bool) -> SamplerConfig:
+        """The setting, held to the end by a coarse filter; with half of N, where the side takes that."""
+        n = least_filter(max(1, sampler.filter_n // 2), self.side) if halve else sampler.filter_n
+        return dataclasses.replace(sampler, filter_n=n, tail_filter_n=TAIL * n)
+
     def climb(self, start: int, hold: int, n: int) -> Rung | None:
         """The rung in the first form that agrees, or None."""
         plain = self.at(start, hold, n)
         rung = self.measured(plain)
-        for halve in (False, True):
+        for held in dict.fromkeys(self.held(plain, halve=halve) for halve in (False, True)):
             if rung.agrees or not rung.points_stay:
                 break
-            rung = self.measured(_held(plain, halve=halve))
+            rung = self.measured(held)
         return rung if rung.agrees else None
 
     def measured(self, sampler: SamplerConfig) -> Rung:
@@ -281,11 +290,6 @@ class _Prober:
         tail = "" if s.tail_filter_n is None else f", N = {s.tail_filter_n} to the end"
         reason = f"start {s.start}, hold until {s.hold_until}, N = {s.filter_n}{tail}: {why}"
         return Choice(sampler=sampler, reason=reason, rungs=tuple(self.rungs), levels=self.levels)
-
-
-def _held(sampler: SamplerConfig, *, halve: bool) -> SamplerConfig:
-    n = max(1, sampler.filter_n // 2) if halve else sampler.filter_n
-    return dataclasses.replace(sampler, filter_n=n, tail_filter_n=TAIL * n)
 
 
 def _word(flag: bool) -> str:

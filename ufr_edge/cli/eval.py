@@ -101,10 +101,9 @@ def command(
 
     outputs = EvalOutputs(**{name: given.pop(name) for name in ("report", "per_image", "sheet")})
     quality = QualitySettings(**{name: given.pop(name) for name in ("border", "colour", "match_mean_std")})
-    tell_licences(given["restorers"], accept=accept_licence)
-    report = evaluate(
-        EvalConfig(quality=quality, **given), outputs, overwrite=overwrite, show=not (no_progress or as_json)
-    )
+    config = EvalConfig(quality=quality, **given)
+    tell_licences(config.restorers, accept=accept_licence, priors=filter(None, [config.prior]))
+    report = evaluate(config, outputs, overwrite=overwrite, show=not (no_progress or as_json))
     echo_skipped(report.skipped)
     if as_json:
         click.echo(json.dumps(report.to_json(), indent=2))

@@ -67,16 +67,17 @@ def info(name: str, as_json: bool) -> None:
 @command.command("fetch")
 @click.argument("name", type=click.Choice(list(KNOWN_MODELS)))
 @click.option("--accept-licence", is_flag=True, help=_ACCEPT)
+@click.option("--again", is_flag=True, help="Replace what is here; it stays until the new file is whole.")
 @click.option("--offline", is_flag=True, help="Use no network; fail unless it is here already.")
 @click.option("--no-progress", is_flag=True, help="Draw no progress bar.")
-def fetch(name: str, accept_licence: bool, offline: bool, no_progress: bool) -> None:
+def fetch(name: str, accept_licence: bool, again: bool, offline: bool, no_progress: bool) -> None:
     """Fetch a known checkpoint into the cache folder ($UFR_CACHE); goes on where it broke off, and checks it."""
     model = KNOWN_MODELS[name]
     click.echo(f"{name}: code {model.code_licence}; weights {model.weights_licence}", err=True)
-    path = fetch_known(model, accept=accept_licence, offline=offline, show=not no_progress)
+    path = fetch_known(model, accept=accept_licence, again=again, offline=offline, show=not no_progress)
     for file in model.files:
         if file.sha256 is None:
-            click.echo(f"{file.name}: no public SHA-256 is known; only its length was checked.", err=True)
+            click.echo(f"{file.name}: no public SHA-256 is known; only its length and kind were checked.", err=True)
     click.echo(str(path))
 
 

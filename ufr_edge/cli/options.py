@@ -189,7 +189,7 @@ def preset_option(function: F) -> F:
 
 
 def licence_option(function: F) -> F:
-    """`--accept-licence`, for commands that take a restorer by name or file; see `tell_licences`."""
+    """`--accept-licence`, for commands that take a restorer or prior by name or file; see `tell_licences`."""
     return click.option(
         "--accept-licence",
         is_flag=True,

@@ -39,7 +39,7 @@ def command(
     from ufr_edge.adaptation.prior_report import PriorReportConfig, report_prior
 
     config = override(PriorReportConfig(), given)
-    tell_licences([config.restorer] if config.restorer else [], accept=accept_licence)
+    tell_licences(filter(None, [config.restorer]), accept=accept_licence, priors=[config.prior])
     report = report_prior(faces, out, config, overwrite=overwrite, show=not no_progress)
     echo_skipped(report.skipped)
     if as_json:

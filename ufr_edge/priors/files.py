@@ -29,7 +29,7 @@ from ufr_edge.priors.improved_diffusion import load_improved_diffusion
 from ufr_edge.priors.model import DiffusionPrior
 from ufr_edge.priors.schedule import BASE_STEPS, BETA_END, BETA_START
 from ufr_edge.restorers.checkpoints import why_unreadable
-from ufr_edge.restorers.registry import KNOWN_MODELS, find_known, recognise, require_licence
+from ufr_edge.restorers.registry import KNOWN_MODELS, find_known, how_to_mend, recognise, require_licence
 from ufr_edge.weights import WEIGHTS_DIR, find_weights
 
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -251,5 +251,6 @@ def _file_errors(folder: Path) -> Iterator[None]:
         reason = " ".join(lines[:2])[:300] or type(exc).__name__
         if "weights_only" in str(exc) and (folder / _PICKLED).is_file():  # torch would have it unpickled all the same
             reason = why_unreadable(folder / _PICKLED, RuntimeError(str(exc)))
-        msg = f"{folder} is damaged or holds another network ({reason}). Fetch or train it again."
+        mend = how_to_mend(folder) or "Fetch or train it again."
+        msg = f"{folder} is damaged or holds another network ({reason}). {mend}"
         raise ModelFileError(msg) from exc

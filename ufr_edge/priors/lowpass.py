@@ -28,6 +28,17 @@ def filter_scale(n_at_512: int, side: int) -> int:
     return n_at_512 * side // PAPER_SIDE
 
 
+def least_filter(n_at_512: int, side: int) -> int:
+    """Return the least of N, 2 N, 4 N ... that `filter_scale` takes at this side: N itself wherever it fits.
+
+    A side that is 64 times an odd number takes no N below 8.
+    """
+    n = n_at_512
+    while n * side % PAPER_SIDE:
+        n *= 2
+    return n
+
+
 def cubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
     """Cubic convolution kernel with a = -0.5, zero outside [-2, 2]."""
     x = np.abs(x)

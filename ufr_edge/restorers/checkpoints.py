@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ufr_edge.errors import InputFileError, ModelFileError
+from ufr_edge.restorers.registry import how_to_mend
 
 StateDict: TypeAlias = dict[str, Tensor]
 
@@ -142,10 +143,10 @@ def _file_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except pickle.UnpicklingError as exc:
-        msg = f"{path} is not read: only tensors are, never other pickled objects ({why_unreadable(path, exc)})."
-        raise ModelFileError(msg) from exc
+        msg = f"{path} is not read: only tensors are, never other pickled objects ({why_unreadable(path, exc)}). {how_to_mend(path)}"
+        raise ModelFileError(msg.rstrip()) from exc
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as exc:
-        msg = f"{path} is damaged or no checkpoint ({why_unreadable(path, exc)}). Fetch it again."
+        msg = f"{path} is damaged or no checkpoint ({why_unreadable(path, exc)}). {how_to_mend(path) or 'Fetch it again.'}"
         raise ModelFileError(msg) from exc
 
 

@@ -1,7 +1,7 @@
 """Known checkpoints of others: where they come from, how to tell them, and under which licence (no torch here).
 
 Sizes and hashes are those that public sources agree on. None means that none was found: such a file is checked by its
-length as the server states it, and by strict loading.
+length as the server states it, by its kind (`downloads.wrong_kind`), and by strict loading.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
-from ufr_edge.downloads import RemoteFile, fetch, misfit
+from ufr_edge.downloads import RemoteFile, fetch, misfit, wrong_kind
 from ufr_edge.errors import ConfigError, InputFileError, ModelFileError
 from ufr_edge.files import cache_folder, read_json, sha256_file, write_json
 
@@ -217,7 +217,8 @@ KNOWN_MODELS: Mapping[str, KnownModel] = MappingProxyType({model.name: model for
 def find_known(name: str, *, kind: Literal["restorer", "prior"]) -> Path | None:
     """Return where a known model of this kind lies, None for a name that is not in the registry.
 
-    Raises InputFileError, with the command that fetches it, when it has not been fetched.
+    Raises InputFileError, with the command that fetches it, when it has not been fetched, and ModelFileError, with the
+    one that fetches it again, when a file is no model at all: a web page in its place, or an archive that was cut.
     """
     model = KNOWN_MODELS.get(name)
     if model is None or model.kind != kind:
@@ -226,6 +227,9 @@ def find_known(name: str, *, kind: Literal["restorer", "prior"]) -> Path | None:
         flag = " --accept-licence" if model.restricted else ""
         msg = f"{name} has not been fetched ({model.weights_licence}). Run: ufr-edge models fetch {name}{flag}"
         raise InputFileError(msg)
+    for file in model.files:
+        if (wrong := wrong_kind(model.folder / file.name, file.name)) is not None:
+            raise _damaged(model, file, wrong)
     return model.path
 
 
@@ -244,14 +248,25 @@ def recognise(path: Path) -> KnownModel | None:
     return None
 
 
-def fetch_known(model: KnownModel, *, accept: bool = False, offline: bool = False, show: bool = True) -> Path:
+def how_to_mend(path: Path) -> str:
+    """The command that mends a damaged file or folder of a known model in the cache; "" for any other."""
+    for model in KNOWN_MODELS.values():
+        if model.folder.resolve() in (path.resolve(), path.resolve().parent):
+            return f"Run: ufr-edge models fetch {model.name} --again"
+    return ""
+
+
+def fetch_known(
+    model: KnownModel, *, accept: bool = False, again: bool = False, offline: bool = False, show: bool = True
+) -> Path:
     """Fetch every file of a model that is not there and whole already; return the path the loaders take.
 
+    With `again` every file is replaced, each once the new one is whole and checked.
     Raises ConfigError unless a restricted licence is accepted (see `require_licence`), and as `downloads.fetch`.
     """
     require_licence(model, accept=accept)
     for file in model.files:
-        fetch(file, model.folder, offline=offline, show=show)
+        fetch(file, model.folder, again=again, offline=offline, show=show)
     return model.path
 
 
@@ -259,8 +274,7 @@ def check_known(model: KnownModel) -> None:
     """Raise ModelFileError when a fetched file is not what the registry says."""
     for file in model.files:
         if (wrong := misfit(file, model.folder / file.name)) is not None:
-            msg = f"{model.folder / file.name} is damaged: {wrong}. Run: ufr-edge models fetch {model.name}"
-            raise ModelFileError(msg)
+            raise _damaged(model, file, wrong)
 
 
 def require_licence(model: KnownModel, *, accept: bool) -> None:
@@ -282,3 +296,8 @@ def accepted_licences() -> dict[str, str]:
     path = cache_folder() / _ACCEPTED
     record = read_json(path) if path.is_file() else {}
     return {str(k): str(v) for k, v in record.items()} if isinstance(record, dict) else {}
+
+
+def _damaged(model: KnownModel, file: RemoteFile, wrong: str) -> ModelFileError:
+    msg = f"{model.folder / file.name} is damaged: {wrong}. Run: ufr-edge models fetch {model.name} --again"
+    return ModelFileError(msg)
