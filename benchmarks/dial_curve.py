@@ -13,12 +13,12 @@ from ufr_edge.weights.cards import command_block, markdown_table
 
 PICTURE = "dial.png"
 CALLS = 20
-HEAD = ("dial", "start", "hold until", "samples", "PSNR dB", "feature distance", "detail", "landmarks px")
+HEAD = ("dial", "start", "hold until", "samples", "PSNR dB", "feature distance", "Fréchet", "detail")
 FIGURES = (
     ("psnr_db", ".2f"),
     ("prior_feature_distance", ".3f"),
-    ("high_frequency_energy", ".3f"),
-    ("landmark_px512", ".1f"),
+    ("prior_frechet_distance", ".1f"),
+    ("hf_energy_ratio", ".2f"),
 )
 
 

@@ -59,6 +59,22 @@ def swinir_state(network: nn.Module) -> dict[str, Tensor]:
     return {k.replace("conv_first.", "conv_first.1."): v for k, v in network.state_dict().items()}
 
 
+def gfpgan() -> nn.Module:
+    """A GFPGAN at 32 px, random weights."""
+    torch.manual_seed(0)
+    network: nn.Module = architecture("GFPGAN")(out_size=32, num_style_feat=16, narrow=1 / 32)
+    return network
+
+
+def restoreformer() -> nn.Module:
+    """A RestoreFormer at 32 px with attention on the way down too, as the released one has it; random weights."""
+    torch.manual_seed(0)
+    network: nn.Module = architecture("RestoreFormer")(
+        n_embed=16, embed_dim=32, ch=32, ch_mult=(1, 1), z_channels=32, num_res_blocks=1, resolution=32
+    )
+    return network
+
+
 def codeformer() -> nn.Module:
     """The whole CodeFormer, random weights; on the meta device inside `torch.device("meta")`."""
     network: nn.Module = architecture("CodeFormer", "spandrel_extra_arches")()

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
 from training_fakes import SIDE, make_faces, save_small_prior, save_small_restorer, write_faces
 
+import ufr_edge.adaptation.finetune as finetuning
 from ufr_edge.adaptation.adapt import AdaptConfig, adapt
+from ufr_edge.adaptation.camera_pairs import CameraEstimate, CameraModel, flat_noise
+from ufr_edge.adaptation.camera_spread import CameraSpread
 from ufr_edge.adaptation.finetune import FinetuneConfig, finetune, load_pairs
 from ufr_edge.adaptation.pretrain import PretrainRestorer, pretrain_restorer
 from ufr_edge.adaptation.restorer_task import LossWeights, RestorerTraining
@@ -21,6 +27,7 @@ from ufr_edge.cli.options import override
 from ufr_edge.degradations.presets import degrade
 from ufr_edge.errors import ConfigError, InputFileError
 from ufr_edge.priors.sampler import PRESETS, SamplerConfig
+from ufr_edge.progress import Advance
 from ufr_edge.restorers.files import load_restorer
 
 
@@ -102,13 +109,15 @@ def test_finetune_moves_toward_its_targets(camera: Path, config: TargetsConfig, 
 def test_adapt_end_to_end(camera: Path, config: TargetsConfig, tmp_path: Path) -> None:
     training = RestorerTraining(steps=3, precision="fp32", discriminator_features=8)
     settings = AdaptConfig(targets=config, finetune=FinetuneConfig(batch=2, training=training), shown=2)
+    others = make_faces(4, seed=9)
+    lq = np.stack([degrade(face, "classic-light", seed=i) for i, face in enumerate(others, 20)])
     report = adapt(
         camera,
         tmp_path / "run",
         settings,
         real=tmp_path / "clean",
-        test_faces=camera,
-        truth=tmp_path / "clean",
+        test_faces=write_faces(tmp_path / "test", lq),
+        truth=write_faces(tmp_path / "truth", others),
         show=False,
     )
     assert set(report.figures) == {"base", "adapted"}
@@ -160,6 +169,19 @@ def test_finetune_never_passes_old_training_off_as_new(camera: Path, config: Tar
     assert head_of(finetune(camera, clean, run, settings, overwrite=True, show=False)) != first
 
 
+def test_training_that_ends_early_is_told(camera: Path, config: TargetsConfig, tmp_path: Path) -> None:
+    told: list[str] = []
+    losses = LossWeights(prior_features=0.0, adversarial=0.0)
+    training = RestorerTraining(steps=4, precision="fp32", losses=losses)
+    settings = FinetuneConfig(restorer=config.restorer, batch=2, training=training, device="cpu")
+    early = dataclasses.replace(settings, loop=dataclasses.replace(settings.loop, minutes=1e-9))
+    for part in (early, settings):
+        finetune(camera, tmp_path / "clean", tmp_path / "run", part, tell=told.append, show=False)
+    assert [line for line in told if "stopped" in line] == [
+        "stopped after 0 of 4 steps (--minutes): the same command goes on"
+    ]
+
+
 def test_replay_and_truth_need_their_folders(camera: Path, config: TargetsConfig, tmp_path: Path) -> None:
     training = RestorerTraining(steps=1, losses=LossWeights(prior_features=0.0, adversarial=0.0))
     settings = FinetuneConfig(restorer=config.restorer, batch=2, replay=0.5, training=training)
@@ -183,6 +205,49 @@ def test_what_is_replayed_is_what_the_restorer_made_before(camera: Path, config:
         l1[target] = next(entry["l1"] for entry in read_log(run) if "l1" in entry)
     # nothing to learn but the rounding to 8 bits
     assert l1["before"] <= 0.5 / 255 < l1["truth"]
+
+
+@pytest.mark.parametrize("of", ["targets", "real"])
+def test_a_resumed_training_takes_the_camera_it_began_with(
+    camera: Path, config: TargetsConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of: Literal["targets", "real"]
+) -> None:
+    bars: list[tuple[str, int | None, bool]] = []
+
+    @contextmanager
+    def bar(title: str, total: int | None, *, show: bool) -> Iterator[Advance]:
+        bars.append((title, total, show))
+        yield lambda *_: None
+
+    def one(*_: object, seed: int, advance: Advance) -> CameraEstimate:
+        advance()
+        model = CameraModel(blur=1 / (3 + seed), noise=flat_noise(20 / (3 + len(bars))))  # another one each time
+        return CameraEstimate(model=model, distance=1 / 7, before=1 / 3, faces=10)
+
+    def each(*_: object, seed: int, advance: Advance) -> CameraSpread:
+        return CameraSpread(models=(one(seed=seed, advance=advance).model, CameraModel(shrink=4 / 3)), faces=10)
+
+    monkeypatch.setattr(finetuning, "progress_bar", bar)
+    monkeypatch.setattr(finetuning, "estimate_camera", one)
+    monkeypatch.setattr(finetuning, "estimate_spread", each)
+    losses = LossWeights(prior_features=0.0, adversarial=0.0)
+
+    def trained(run: Path, steps: int, seed: int = 0) -> list[float]:
+        training = RestorerTraining(steps=steps, lr=1e-3, lr_end=1e-3, precision="fp32", losses=losses)
+        own = FinetuneConfig(
+            restorer=config.restorer, batch=2, camera_pairs=0.5, camera_pairs_of=of, training=training, seed=seed
+        )
+        return head_of(finetune(camera, tmp_path / "clean", run, own, real=tmp_path / "clean", overwrite=seed > 0))
+
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    expected = trained(whole, 4)
+    assert len(bars) == 1 and all(total and show for _, total, show in bars)
+    part.mkdir()
+    (part / finetuning.CAMERA_MODELS).write_bytes((whole / finetuning.CAMERA_MODELS).read_bytes())  # as a killed run
+    trained(part, 2)
+    assert trained(part, 4) == expected and len(bars) == 1
+    trained(part, 4, seed=1)  # another training
+    assert len(bars) == 2
+    assert (part / finetuning.CAMERA_MODELS).read_bytes() != (whole / finetuning.CAMERA_MODELS).read_bytes()
 
 
 def test_settings_that_bind_each_other_change_together() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -9,9 +12,24 @@ from numpy.typing import NDArray
 from training_fakes import make_faces
 
 from ufr_edge.adaptation.camera_features import Measure, from_most_lost
-from ufr_edge.adaptation.camera_pairs import CameraModel, camera_source, degrade_all, flat_noise
-from ufr_edge.adaptation.camera_spread import SETTINGS, SpreadConfig, estimate_spread
-from ufr_edge.errors import ConfigError, ShapeError
+from ufr_edge.adaptation.camera_pairs import (
+    LOOKS,
+    CameraEstimate,
+    CameraModel,
+    camera_source,
+    degrade_all,
+    estimate_camera,
+    flat_noise,
+)
+from ufr_edge.adaptation.camera_spread import (
+    SETTINGS,
+    CameraSpread,
+    SpreadConfig,
+    estimate_spread,
+    keep_camera,
+    kept_camera,
+)
+from ufr_edge.errors import ConfigError, InputFileError, ShapeError
 
 Image = NDArray[np.uint8]
 SMALL = SpreadConfig(rounds=2, count=256, near=3, probe=6)
@@ -65,7 +83,7 @@ def test_a_spread_is_reproduced_told_and_drawn_from() -> None:
     found = estimate_spread(lq, clean, unchanged, SMALL, seed=4, advance=lambda *_: looks.append(1))
     assert found == estimate_spread(lq, clean, unchanged, SMALL, seed=4)
     assert found.faces == 6 and len(found.models) == 18
-    assert len(looks) == 1 + 2 * 256 // 64
+    assert len(looks) == SMALL.looks(len(lq)) == 1 + 2 * 256 // 64
     told = found.to_json()
     assert all(len(told[name]) == len(told["percentiles"]) for name in SETTINGS)
     draw = camera_source(clean, found.models, 4, seed=0)
@@ -82,3 +100,36 @@ def test_what_cannot_be_estimated_is_refused() -> None:
         estimate_spread(faces[:0], faces, unchanged, SMALL)
     with pytest.raises(ConfigError, match="256"):
         SpreadConfig(count=10)
+
+
+def test_a_fit_looks_as_often_as_its_bar_is_long() -> None:
+    faces, looks = make_faces(2), list[object]()
+    estimate_camera(degrade_all(faces, CameraModel(blur=1.0), seed=0), faces, advance=lambda *_: looks.append(1))
+    assert len(looks) == LOOKS
+
+
+def test_a_kept_estimate_is_the_same_to_the_last_bit(tmp_path: Path) -> None:
+    clean, path = make_faces(6), tmp_path / "run" / "camera-models.json"
+    odd = np.random.default_rng(0).uniform(1, 3, 8)
+    model = CameraModel(blur=odd[0], shrink=odd[1], noise=tuple(odd[2:7]), chroma=odd[7], quality=31, motion=1 / 3)
+    plain = dataclasses.replace(model, quality=None)
+    one = CameraEstimate(model=model, distance=odd[0] / 7, before=odd[1] / 7, faces=6)
+    for estimate in (one, CameraSpread(models=(model, plain), faces=6)):
+        assert kept_camera(path, origin="a") is None
+        keep_camera(path, estimate, origin="a")
+        found = kept_camera(path, origin="a")
+        assert found == estimate and found is not None
+        before, after = (getattr(camera, "models", model) for camera in (estimate, found))
+        for step in range(3):
+            (one_lq, _), (two_lq, _) = (camera_source(clean, m, 4, seed=1)(step, slice(None)) for m in (before, after))
+            np.testing.assert_array_equal(one_lq, two_lq)
+        assert kept_camera(path, origin="b") is None  # another training's
+        path.unlink()
+
+
+@pytest.mark.parametrize("text", ["{", '{"origin": "a"}', '{"origin": "a", "estimate": {"models": 3, "faces": 1}}'])
+def test_a_damaged_estimate_is_refused_with_the_mend(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "camera-models.json"
+    path.write_text(text)
+    with pytest.raises(InputFileError, match="Remove .*camera-models.json: the camera is then estimated again"):
+        kept_camera(path, origin="a")

@@ -324,13 +324,14 @@ def launch(arguments: list[str], count: int) -> None:
 
 @pytest.mark.slow
 def test_two_processes_fine_tune_as_one_does(tmp_path: Path) -> None:
-    """DDP: the same batch in two processes gives the weights of one, but for rounding."""
+    """DDP: the same batch in two processes gives the weights of one, but for rounding; of one camera's pairs too."""
     write_faces(tmp_path / "lq", make_faces(8, seed=1))
     write_faces(tmp_path / "clean", make_faces(8, seed=2))
     start = save_small_restorer(tmp_path / "base.safetensors")
     given = ["-m", "ufr_edge", "finetune", "-i", str(tmp_path / "lq"), "-t", str(tmp_path / "clean")]
     given += ["--restorer", start, "--perceptual", "none", "--real", str(tmp_path / "clean"), "--device", "cpu"]
     given += ["--batch", "4", "--steps", "3", "--train-precision", "fp32", "--no-progress"]
+    given += ["--camera-pairs", "0.5"]
     launch([*given, "-o", str(tmp_path / "one")], 1)
     launch([*given, "-o", str(tmp_path / "two"), "--accumulate", "2"], 2)
     begun, one, two = (load_restorer(p).model for p in (start, tmp_path / "one", tmp_path / "two"))

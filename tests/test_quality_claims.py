@@ -34,12 +34,12 @@ def test_fewer_calls_are_compared_with_the_most(tmp_path: Path) -> None:
 
 def test_the_dial(tmp_path: Path) -> None:
     quality = load_script("quality")
-    rows = [{"fidelity": at, "high_frequency_energy": 1.0, **scores(20 + at, 0.5 - at / 10)} for at in (0.0, 0.5, 1.0)]
+    rows = [{"fidelity": at, "hf_energy_ratio": 1.0, **scores(20 + at, 0.5 - at / 10)} for at in (0.0, 0.5, 1.0)]
     result = {"rows": rows, "restored": scores(19.0, 0.6), "faces": 12}
     text = "\n\n".join(quality.section(["ufr-edge a", "ufr-edge b"], result, tmp_path))
     assert text.startswith("    ufr-edge a\n    ufr-edge b\n\n12 held-out faces")
-    assert "| 0.5 | 100 | 40 | 1 | 20.50 | 0.450 | 1.000 |" in text
-    assert "| the restorer's output |  |  |  | 19.00 | 0.600 |" in text
+    assert "| 0.5 | 100 | 40 | 1 | 20.50 | 0.450 | 45.0 | 1.00 |" in text
+    assert "| the restorer's output |  |  |  | 19.00 | 0.600 | 60.0 |" in text
     assert (tmp_path / "dial.png").read_bytes()[:4] == b"\x89PNG" and "](dial.png)" in text
     asked = load_script("quality_asked").asked
     told = asked({"dial": result})[-1]

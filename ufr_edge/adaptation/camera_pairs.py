@@ -43,11 +43,13 @@ MOTIONS = (1 / 64, 1 / 32, 3 / 64, 1 / 16, 3 / 32)
 """Lengths that are tried, as shares of the face's side."""
 MOTION = "motion"
 _CENTRES = tuple((low + high) / 2 for low, high in itertools.pairwise(NOISE_EDGES))
-_ROUNDS = 4
+_ROUNDS, _CODED_ROUNDS, _MOVED_ROUNDS = 4, 2, 3
 _LUMA = 0.668  # sigma of luma when red, green and blue have independent noise of sigma 1
 _MOST_BLUR = 12.0
 _SENSORS = 3  # of the sensor sizes that fit best, on so many JPEG and motion are tried
 _ANISOTROPY = 0.08  # difference too small to matter
+LOOKS = len(SHRINKS) * _ROUNDS + _SENSORS * (len(QUALITIES) * _CODED_ROUNDS + len(MOTIONS) * _MOVED_ROUNDS)
+"""How often `estimate_camera` calls `advance`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +140,7 @@ def estimate_camera(
 
     For each number of sensor pixels, noise and blur are fitted by a few rounds of measuring and correcting; for
     those that fit best JPEG's quality, then the length of a motion, are tried. The model nearest to the camera's
-    fingerprint is kept. Raises ShapeError when the shapes differ.
+    fingerprint is kept. advance: called after each round, `LOOKS` times. Raises ShapeError when the shapes differ.
     """
     if lq.shape != clean.shape or len(lq) == 0:
         msg = f"Faces {lq.shape} and targets {clean.shape} must have one shape, and there must be some."
@@ -161,11 +163,12 @@ def _estimate(fit: _Fit) -> CameraEstimate:
     plain = sorted((fit.refine(CameraModel(shrink=shrink)) for shrink in SHRINKS), key=_misfit)
     tried = list(plain)
     for sensor, misfit in plain[:_SENSORS]:
-        coded = [fit.refine(dataclasses.replace(sensor, quality=q), rounds=2) for q in QUALITIES]
+        coded = [fit.refine(dataclasses.replace(sensor, quality=q), rounds=_CODED_ROUNDS) for q in QUALITIES]
         tried += coded
         if fit.anisotropy is not None:
             best = min(((sensor, misfit), *coded), key=_misfit)[0]
-            tried += [fit.refine(_moving(best, share * fit.clean.shape[1]), rounds=3) for share in MOTIONS]
+            moved = [_moving(best, share * fit.clean.shape[1]) for share in MOTIONS]
+            tried += [fit.refine(model, rounds=_MOVED_ROUNDS) for model in moved]
     model, distance = min(tried, key=_misfit)
     return CameraEstimate(
         model=model, distance=distance, before=fit.distance(fit.clean), faces=len(fit.clean)

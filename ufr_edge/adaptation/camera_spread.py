@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,8 +28,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ufr_edge.adaptation.camera_features import Measure
-from ufr_edge.adaptation.camera_pairs import CameraModel, flat_noise
-from ufr_edge.errors import ConfigError, ShapeError
+from ufr_edge.adaptation.camera_pairs import CameraEstimate, CameraModel, flat_noise
+from ufr_edge.config import load_config, save_config
+from ufr_edge.errors import ConfigError, InputFileError, ShapeError
 
 Images = NDArray[np.uint8]
 Restore = Callable[[Images], Images]
@@ -74,6 +76,11 @@ class SpreadConfig:
             msg = f"A camera is estimated in 1 round or more, of 256 faces or more; got {self}."
             raise ConfigError(msg)
 
+    def looks(self, faces: int) -> int:
+        """How often `estimate_spread` calls `advance` for so many faces of the camera."""
+        batches = math.ceil(min(self.probe, faces) / _TOGETHER)
+        return batches + self.rounds * math.ceil(self.count / _TOGETHER)
+
 
 def estimate_spread(
     lq: Images,
@@ -87,7 +94,8 @@ def estimate_spread(
     """Estimate what each of faces uint8 (N, S, S, 3), S >= 64, went through.
 
     clean: clean faces of anyone, uint8 (M, S, S, 3). restore: what a restorer makes of uint8 (B, S, S, 3), the same shape
-    out. advance: called after each batch. Fixed by `seed` on one machine. Raises ShapeError when sides differ.
+    out. advance: called after each batch, `config.looks` times. Fixed by `seed` on one machine. Raises ShapeError
+    when sides differ.
     """
     config = config or SpreadConfig()
     if not len(lq) or not len(clean) or lq.shape[1:] != clean.shape[1:]:
@@ -104,6 +112,34 @@ def estimate_spread(
         near = _nearest(made, np.array([_settings(model) for model in drawn], np.float32), seen, config.near, seed)
         found = [drawn[i] for i in near.ravel()]
     return CameraSpread(models=tuple(found), faces=len(at))
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeptCamera:
+    """An estimate as a training keeps it, unrounded. origin: digest of what is trained on what."""
+
+    origin: str
+    estimate: CameraEstimate | CameraSpread
+
+
+def keep_camera(path: Path, estimate: CameraEstimate | CameraSpread, *, origin: str) -> None:
+    """Write an estimate for `kept_camera`. Raises OutputError on a full disk."""
+    save_config(KeptCamera(origin=origin, estimate=estimate), path)
+
+
+def kept_camera(path: Path, *, origin: str) -> CameraEstimate | CameraSpread | None:
+    """The estimate that `keep_camera` wrote, to the last bit; None where there is none, or another training's.
+
+    Raises InputFileError when the file is damaged.
+    """
+    if not path.is_file():
+        return None
+    try:
+        kept = load_config(KeptCamera, path)
+    except (InputFileError, ConfigError) as exc:
+        msg = f"{exc} Remove {path}: the camera is then estimated again."
+        raise InputFileError(msg) from exc
+    return kept.estimate if kept.origin == origin else None
 
 
 class _Simulator:

@@ -118,6 +118,10 @@ _AXES: Mapping[str, str] = MappingProxyType(
 )
 
 
+_BESIDE = ((6, 5, "left"), (-6, -12, "right"))
+"""Where labels stand in turn, so that those of near points do not cover each other: points along and up, alignment."""
+
+
 def curve_points(rows: Sequence[Mapping[str, Any]]) -> tuple[str, str, list[tuple[float, float, float]]]:
     """Return (name of x, name of y, (x, y, fidelity) of each row): fidelity against realism, by what was measured.
 
@@ -153,14 +157,14 @@ def curve_png(
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot(1, 1, 1)
     axes.plot([p[0] for p in points], [p[1] for p in points], marker="o", color="#1f5fa8")
-    labelled = [(px, py, f"{fidelity:g}", 5) for px, py, fidelity in points]
+    labelled = [(px, py, f"{fidelity:g}", _BESIDE[i % 2]) for i, (px, py, fidelity) in enumerate(points)]
     for label, found in marks.items():
         if x in found and y in found:
             axes.plot([found[x]], [found[y]], marker="s", linestyle="", color="#c0392b")
-            labelled.append((found[x], found[y], label, -12))
-    for px, py, label, up in labelled:
-        axes.annotate(label, (px, py), xytext=(5, up), textcoords="offset points")
-    axes.margins(0.12)
+            labelled.append((found[x], found[y], label, (5, -12, "left")))
+    for px, py, label, (along, up, side) in labelled:
+        axes.annotate(label, (px, py), xytext=(along, up), textcoords="offset points", ha=side)
+    axes.margins(0.18)
     axes.set_xlabel(_AXES[x])
     axes.set_ylabel(_AXES[y])
     axes.set_title("targets at fidelity 0 to 1")

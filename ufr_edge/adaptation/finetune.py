@@ -14,12 +14,19 @@ import torch
 from numpy.typing import NDArray
 
 from ufr_edge.adaptation.camera_pairs import (
+    LOOKS,
     CameraEstimate,
     CameraModel,
     camera_source,
     estimate_camera,
 )
-from ufr_edge.adaptation.camera_spread import CameraSpread, estimate_spread
+from ufr_edge.adaptation.camera_spread import (
+    CameraSpread,
+    SpreadConfig,
+    estimate_spread,
+    keep_camera,
+    kept_camera,
+)
 from ufr_edge.adaptation.earlier_cameras import replay_source
 from ufr_edge.adaptation.faces import FaceSet, weighted_by_detail
 from ufr_edge.adaptation.lineage import lineage
@@ -30,6 +37,7 @@ from ufr_edge.adaptation.restorer_task import (
     HeldOut,
     LossWeights,
     PairSource,
+    PairTask,
     RestorerTraining,
     restore_batch,
 )
@@ -38,6 +46,7 @@ from ufr_edge.adaptation.workers import Workers
 from ufr_edge.config import to_json
 from ufr_edge.errors import ConfigError
 from ufr_edge.files import sha256_file, write_json
+from ufr_edge.progress import progress_bar
 from ufr_edge.restorers.loading import (
     WEIGHTS_NAME,
     AnyModel,
@@ -46,9 +55,21 @@ from ufr_edge.restorers.loading import (
     save_any_restorer,
 )
 
-__all__ = ["FinetuneConfig", "Pairs", "finetune", "kept_source", "load_pairs", "mixed_pairs", "pair_source", "restoring"]
+__all__ = [
+    "FinetuneConfig",
+    "Pairs",
+    "finetune",
+    "kept_source",
+    "load_pairs",
+    "mixed_pairs",
+    "pair_source",
+    "restoring",
+    "trial_task",
+]
 
 Images = NDArray[np.uint8]
+CAMERA_MODELS = "camera-models.json"
+"""Beside `camera.json`, which is for people: the estimate as it is drawn from."""
 _SIMULATED = 2048  # clean faces that an estimate of the camera draws from, where they are weighted
 
 
@@ -137,7 +158,7 @@ def finetune(
     with workers.main_first():
         check_origin(out, kind=task_kind(config), origin=origin, overwrite=overwrite)
     clean = _real_faces(real, start.side, config, show=show and workers.main)
-    camera = _camera(start.model, pairs, clean, config, workers.device)
+    camera = _camera(start.model, pairs, clean, config, workers, out / CAMERA_MODELS, origin=origin, show=show)
     if tell and workers.main:
         for line in (*pairs.lines, *(real_lines(real, clean) if real and clean else ())):
             tell(line)
@@ -157,8 +178,23 @@ def finetune(
     meta |= lineage(config, targets, start.path)
     if workers.main:
         save_any_restorer(task.result, path, arch=start.arch, side=start.side, meta=meta)
+    if tell and workers.main and steps < config.training.steps:
+        tell(f"stopped after {steps} of {config.training.steps} steps (--minutes): the same command goes on")
     workers.wait()
     return path
+
+
+def trial_task(faces: Path, config: FinetuneConfig, *, real: Path | None = None) -> PairTask:
+    """The task that `finetune` would train, on faces that are their own targets: to time its steps. Writes nothing.
+
+    Camera pairs are left out. Raises as `finetune`.
+    """
+    check_terms(config, real)
+    start, workers = load_any_restorer(config.restorer), Workers(config.device)
+    pairs = load_pairs(faces, faces, start.side)
+    clean = _real_faces(real, start.side, config, show=False)
+    source = _batches(start.model, pairs, clean, None, config, (), workers.device)
+    return build_task(start.model, source, clean, config, held_out=None, run=faces, workers=workers)
 
 
 def _real_faces(real: Path | None, side: int, config: FinetuneConfig, *, show: bool) -> FaceSet | None:
@@ -196,14 +232,46 @@ def pair_source(pairs: Pairs, config: FinetuneConfig) -> PairSource:
 
 
 def _camera(
-    model: AnyModel, pairs: Pairs, clean: FaceSet | None, config: FinetuneConfig, device: torch.device
+    model: AnyModel,
+    pairs: Pairs,
+    clean: FaceSet | None,
+    config: FinetuneConfig,
+    workers: Workers,
+    kept: Path,
+    *,
+    origin: str,
+    show: bool,
 ) -> CameraEstimate | CameraSpread | None:
-    """The camera as far as pairs of it are wanted: one for a few targets, one for each face with real faces beside."""
+    """The camera as far as pairs of it are wanted: estimated once, by the main process, and read from `kept` by all.
+
+    So does a resumed training, whose pairs are the same then.
+    """
     if config.camera_pairs == 0:
         return None
+    with workers.main_first():
+        if kept_camera(kept, origin=origin) is None:
+            found = _estimated(model, pairs, clean, config, workers.device, show=show and workers.main)
+            keep_camera(kept, found, origin=origin)
+        return kept_camera(kept, origin=origin)
+
+
+def _estimated(
+    model: AnyModel,
+    pairs: Pairs,
+    clean: FaceSet | None,
+    config: FinetuneConfig,
+    device: torch.device,
+    *,
+    show: bool,
+) -> CameraEstimate | CameraSpread:
+    """One camera for a few targets, one for each face with real faces beside."""
+    seed, title = config.seed, "estimating the camera"
     if clean is None or config.camera_pairs_of == "targets":
-        return estimate_camera(pairs.lq, pairs.truth, seed=config.seed)
-    return estimate_spread(pairs.lq, _as_drawn(clean, config.seed), restoring(model, device), seed=config.seed)
+        with progress_bar(title, LOOKS, show=show) as advance:
+            return estimate_camera(pairs.lq, pairs.truth, seed=seed, advance=advance)
+    before, total = restoring(model, device), SpreadConfig().looks(len(pairs.lq))
+    with progress_bar(title, total, show=show) as advance:
+        return estimate_spread(pairs.lq, _as_drawn(clean, seed), before, seed=seed, advance=advance)
 
 
 def _as_drawn(clean: FaceSet, seed: int) -> Images:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from ufr_edge.adaptation.choose import RUNGS
-from ufr_edge.adaptation.finetune import FinetuneConfig, finetune
+from ufr_edge.adaptation.finetune import FinetuneConfig, trial_task
 from ufr_edge.adaptation.targets import Atelier, TargetsConfig
-from ufr_edge.adaptation.training import fast_at_bf16, pick_device, read_log, resolve_precision
+from ufr_edge.adaptation.training import fast_at_bf16, pick_device, resolve_precision
 from ufr_edge.priors.sampler import SamplerConfig
 from ufr_edge.restorers.checkpoints import read_header
 from ufr_edge.restorers.edge import EDGE_FAMILY
@@ -76,7 +75,8 @@ def for_machine(targets: TargetsConfig) -> TargetsConfig:
 def for_memory(config: FinetuneConfig, *, processes: int = 1) -> FinetuneConfig:
     """The settings with each batch computed in as many parts as the GPU's free memory asks for, never in fewer.
 
-    The batch itself is left as it is: rates were found for it. On the CPU nothing changes.
+    The batch itself is left as it is: rates were found for it. On the CPU nothing changes. Several `processes` go by
+    the whole memory in place of what is free: all must come to the same parts, or they wait for each other forever.
     """
     device = pick_device(config.device)
     if device.type != "cuda":
@@ -84,8 +84,9 @@ def for_memory(config: FinetuneConfig, *, processes: int = 1) -> FinetuneConfig:
     header = read_header(find_restorer(config.restorer))
     ours = header.get("arch") in EDGE_FAMILY
     face = int(header.get("side", 512)) ** 2 * (_EDGE_BYTES if ours else _OTHER_BYTES)
-    free = torch.cuda.mem_get_info(device)[0]
-    parts = parts_for(config.batch, free, face, processes=processes, least=config.training.accumulate)
+    free, whole = torch.cuda.mem_get_info(device)
+    room = free if processes == 1 else whole
+    parts = parts_for(config.batch, room, face, processes=processes, least=config.training.accumulate)
     return dataclasses.replace(config, training=dataclasses.replace(config.training, accumulate=parts))
 
 
@@ -95,9 +96,8 @@ def parts_for(batch: int, free: float, face: float, *, processes: int = 1, least
     `free`: bytes free; `face`: bytes that training on one face takes. A tenth is left free. Where not even one
     face fits, one face at a time; `least` where the batch cannot be shared out equally at all.
     """
-    own = batch // processes
-    fitting = [n for n in range(least, own + 1) if own % n == 0]
-    return next((n for n in fitting if own // n * face <= 0.9 * free), max(fitting, default=least))
+    fitting = [n for n in range(least, batch // processes + 1) if batch % (processes * n) == 0]
+    return next((n for n in fitting if batch // (processes * n) * face <= 0.9 * free), max(fitting, default=least))
 
 
 def forecast(
@@ -158,14 +158,13 @@ def _calls(sampler: SamplerConfig, calls: int) -> SamplerConfig:
 
 
 def time_step(faces: Path, config: FinetuneConfig, real: Path | None) -> float:
-    """Seconds of a training step: a few are done in a folder of their own, with the faces as their own targets."""
-    training = dataclasses.replace(config.training, steps=1 + _STEPS)
-    loop = dataclasses.replace(config.loop, log_every=1, save_every=10**6, evaluate_every=10**6, minutes=None)
-    short = dataclasses.replace(config, training=training, loop=loop, camera_pairs=0.0)
-    with tempfile.TemporaryDirectory(prefix="ufr-edge-forecast-") as folder:
-        finetune(faces, faces, Path(folder), short, real=real, show=False)
-        times = [float(entry["time"]) for entry in read_log(Path(folder)) if "time" in entry]
-    return max(times[-1] - times[0], 0.01) / max(1, len(times) - 1)
+    """Seconds of a training step: a few are done, with the faces as their own targets; the first is not counted."""
+    task = trial_task(faces, dataclasses.replace(config, camera_pairs=0.0), real=real)
+    task.step(0)
+    started = time.perf_counter()
+    for step in range(1, 1 + _STEPS):
+        task.step(step)  # its losses are read back, so that a GPU is waited for
+    return (time.perf_counter() - started) / _STEPS
 
 
 def _duration(seconds: float) -> str:

@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any
@@ -33,13 +34,19 @@ class SpandrelRestorer(RestorerModule):
     """A network of spandrel's behind our contract: RGB float (B, 3, H, W) in [0, 1] to the same, unclamped.
 
     `network` is spandrel's module; `arch` names it; `side` is the face side it was made for, in pixels.
+    `idle`: its parameters that no gradient of the restored face reaches, as patterns of keys. They are frozen here:
+    several processes that train together would wait for their gradients.
     """
 
     arch: str
+    idle: tuple[str, ...] = ()
 
     def __init__(self, network: nn.Module, *, side: int, input_spec: InputSpec) -> None:
         super().__init__()
         self.network, self.side, self.input_spec = network, side, input_spec
+        for key, parameter in network.named_parameters():
+            if any(fnmatchcase(key, pattern) for pattern in self.idle):
+                parameter.requires_grad_(False)
 
     def forward(self, image: Tensor) -> Tensor:
         """Restore. Raises ShapeError unless `input_spec` fits (checked outside of tracing only)."""
@@ -86,9 +93,16 @@ class GFPGANRestorer(SpandrelRestorer):
     """GFPGAN (clean): [-1, 1] inside. The noise stored in the file is used, so one face has one result."""
 
     arch = "gfpgan"
+    # The U-Net's own pictures, and the way from a random code to a style: the styles come from the face.
+    idle = ("toRGB.*", "stylegan_decoder.style_mlp.*")
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        """As of any module, but for the memory format: the network views its features flat, channels-last ones are not."""
+        kwargs.pop("memory_format", None)
+        return super().to(*args, **kwargs)
 
     def _restore(self, image: Tensor) -> Tensor:
-        dense = 2 * image.contiguous() - 1  # the network views its features flat, which channels-last ones are not
+        dense = 2 * image.contiguous() - 1
         out: Tensor = self.network(dense, return_rgb=False, randomize_noise=False)[0]
         return (out + 1) / 2
 
@@ -97,6 +111,7 @@ class RestoreFormerRestorer(SpandrelRestorer):
     """RestoreFormer: [-1, 1] inside."""
 
     arch = "restoreformer"
+    idle = ("encoder.*attn*.norm2.*",)  # of a second input, which only the decoder's attention has
 
     def _restore(self, image: Tensor) -> Tensor:
         out: Tensor = self.network(2 * image - 1)[0]
@@ -108,6 +123,8 @@ class CodeFormerRestorer(SpandrelRestorer):
 
     arch = "codeformer"
     w: float = 0.5
+    # The choice of a code passes no gradient on. Training by codes (`freeze_rest`) turns these on again.
+    idle = ("position_emb", "feat_emb.*", "ft_layers.*", "idx_pred_layer.*")
 
     def _restore(self, image: Tensor) -> Tensor:
         out: Tensor = self.network(2 * image - 1, weight=self.w)[0]
