@@ -12,18 +12,22 @@ from typing import Literal
 import numpy as np
 import pytest
 import torch
+from test_presets import tiny_lpips
 from training_fakes import SIDE, make_faces, save_small_prior, save_small_restorer, write_faces
 
 import ufr_edge.adaptation.finetune as finetuning
+from ufr_edge.adaptation import terms
 from ufr_edge.adaptation.adapt import AdaptConfig, adapt
 from ufr_edge.adaptation.camera_pairs import CameraEstimate, CameraModel, flat_noise
 from ufr_edge.adaptation.camera_spread import CameraSpread
 from ufr_edge.adaptation.finetune import FinetuneConfig, finetune, load_pairs
+from ufr_edge.adaptation.loop import LoopConfig
 from ufr_edge.adaptation.pretrain import PretrainRestorer, pretrain_restorer
 from ufr_edge.adaptation.restorer_task import LossWeights, RestorerTraining
 from ufr_edge.adaptation.targets import TargetsConfig, image_seed, make_targets, read_index
 from ufr_edge.adaptation.training import read_log
 from ufr_edge.cli.options import override
+from ufr_edge.config import load_config
 from ufr_edge.degradations.presets import degrade
 from ufr_edge.errors import ConfigError, InputFileError
 from ufr_edge.priors.sampler import PRESETS, SamplerConfig
@@ -127,6 +131,24 @@ def test_adapt_end_to_end(camera: Path, config: TargetsConfig, tmp_path: Path) -
     assert load_restorer(report.weights).arch == "edge-s"
     for name in ("strip-training.jpg", "strip-held-out.jpg", "figures.json", "config.json"):
         assert (tmp_path / "run" / name).exists()
+    assert "3 of 3 steps." in page and "stopped early" not in page
+    assert load_config(AdaptConfig, tmp_path / "run" / "adapt.json") == settings.aligned()
+
+
+def test_the_report_of_a_training_on_lpips_tells_it_and_an_early_end(
+    camera: Path, config: TargetsConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(terms, "load_lpips", lambda *_, **__: tiny_lpips())
+    for name in ("find_head", "find_backbone"):
+        monkeypatch.setattr(terms, name, lambda *_, **__: None)
+    losses = LossWeights(lpips=0.4, prior_features=0.0, adversarial=0.0)
+    training = RestorerTraining(steps=2, precision="fp32", losses=losses)
+    tuning = FinetuneConfig(batch=2, training=training, loop=LoopConfig(minutes=1e-9))
+    settings = AdaptConfig(targets=config, finetune=tuning, shown=2, align=False)
+    others = write_faces(tmp_path / "others", make_faces(4, seed=9))
+    report = adapt(camera, tmp_path / "run", settings, test_faces=others, truth=others, show=False)
+    assert report.figures["base"]["lpips"] >= 0.0
+    assert "0 of 2 steps. It was stopped early (--minutes)" in report.report.read_text()
 
 
 def test_adapt_without_truth_gives_no_reference_figures(camera: Path, config: TargetsConfig, tmp_path: Path) -> None:

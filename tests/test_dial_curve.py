@@ -136,7 +136,8 @@ def test_the_report_says_why_there_is_none_and_what_draws_it(faces: Path, config
     words = ["adapt", "-i", faces, "-o", tmp_path / "run", "--curve", "--no-align", "--no-qa", "--no-progress"]
     words += ["--restorer", config.targets.restorer, "--prior", config.targets.prior, "--device", "cpu"]
     words += ["--start", 150, "--hold-until", 90, "--filter-n", 8, "--fast-steps", 1, "--steps", 1, "--batch", 4]
-    words += ["--test", faces, "--truth", faces]
+    write_faces(tmp_path / "test", make_faces(8, seed=2))
+    words += ["--test", tmp_path / "test", "--truth", tmp_path / "test"]
     result = CliRunner().invoke(main, [*map(str, words), "--overwrite"])
     assert result.exit_code == 0, result.output
     assert "psnr_db" in result.stdout and "no mean/std matching" in result.stdout

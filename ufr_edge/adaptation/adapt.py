@@ -17,8 +17,8 @@ from ufr_edge.adaptation.evaluate import measure
 from ufr_edge.adaptation.faces import FaceSet, load_faces, skipped_lines
 from ufr_edge.adaptation.finetune import FinetuneConfig, finetune
 from ufr_edge.adaptation.forecast import forecast
-from ufr_edge.adaptation.intake import take_in
-from ufr_edge.adaptation.pairing import load_pairs
+from ufr_edge.adaptation.intake import check_apart, check_not_replaced, take_in
+from ufr_edge.adaptation.pairing import UnseenReader, load_pairs
 from ufr_edge.adaptation.qa import worst
 from ufr_edge.adaptation.report import Section
 from ufr_edge.adaptation.restorer_task import HeldOut, restore_batch
@@ -32,10 +32,18 @@ from ufr_edge.adaptation.sweep import (
     draw_curve,
     not_drawn,
 )
-from ufr_edge.adaptation.targets import TargetsConfig, TargetsReport, make_targets, open_detector, read_index
-from ufr_edge.adaptation.terms import check_objective, task_kind
+from ufr_edge.adaptation.targets import (
+    TargetsConfig,
+    TargetsReport,
+    check_ours,
+    make_targets,
+    open_detector,
+    read_index,
+)
+from ufr_edge.adaptation.terms import check_objective, check_trainable, lpips_on, task_kind
 from ufr_edge.adaptation.training import pick_device, saved_step
 from ufr_edge.adaptation.workers import Workers
+from ufr_edge.config import save_config
 from ufr_edge.errors import ConfigError
 from ufr_edge.files import write_json
 from ufr_edge.priors.features import PriorFeatures, find_features
@@ -45,6 +53,7 @@ from ufr_edge.runtime.images import list_images
 Images = NDArray[np.uint8]
 Tell = Callable[[str], None]
 LOGGED = ("l1", "prior_features", "lpips", "adversarial", "discriminator", "features", "codes", "psnr")
+SETTINGS = "adapt.json"
 MEASURED = 64
 """Training faces that figures are taken of where no others are given."""
 
@@ -113,25 +122,33 @@ def adapt(
 ) -> AdaptReport:
     """Adapt a restorer to the low-quality faces of one camera.
 
-    Writes `out`/targets, `out`/weights.safetensors, `out`/report.html, `out`/figures.json, `out`/dial.json and its picture
-    where the dial's curve is drawn, and `out`/faces where pictures had to be aligned or left out. `real`: unrelated clean faces for the adversarial term. `test_faces`: faces
-    of the camera kept out of training, to measure on (default: the training faces); `truth`: their clean versions,
-    matched by stem, when they are known. `tell` is told what was found and, before anything long starts, how long it
-    will take. Goes on where an earlier call with the same settings stopped; processes that `accelerate launch` started
-    share the work. Raises ConfigError for `truth` alone, InputFileError with fewer than 8 faces.
+    Writes `out`/targets, `out`/weights.safetensors, `out`/report.html, `out`/figures.json, `out`/adapt.json (all settings, for
+    `--config`), `out`/dial.json and its picture where the dial's curve is drawn, and `out`/faces where pictures had to be
+    aligned or left out. `real`: unrelated clean faces for the adversarial term. `test_faces`: faces of the camera kept out of training, to measure on (default: the training faces); those whose pixels are a training
+    face's are left out of the measure and told, and so are pictures that are no aligned squares: these are not aligned.
+    `truth`: their clean versions, matched by stem, when they are known. `tell` is told what was found and, before
+    anything long starts, how long it will take. Goes on where an earlier call with the same settings stopped; processes
+    that `accelerate launch` started share the work. Before the first target is drawn raises ConfigError for `truth`
+    alone, for results that would take the place of a given folder and as `check_trainable`, OutputError where
+    `out`/faces or `out`/targets is not ours, InputFileError with fewer than 8 faces or none left to measure on.
     """
     if truth and not test_faces:
         msg = "--truth gives the clean versions of --test: give --test FOLDER too."
         raise ConfigError(msg)
+    for given in (faces, real, test_faces, truth):
+        _check_kept(given, out, align=config.align)
+    check_ours(out / "targets")
     config, tell = config.aligned(), tell or _silent
     workers = Workers(config.targets.device)
     tell = tell if workers.main else _silent
     start = load_any_restorer(config.targets.restorer)
     check_objective(start.model, config.finetune)  # before the hours that targets take
     side = start.side
-    held, test = _to_measure_on(test_faces, truth, side, tell)
+    check_trainable(config.finetune, real, side, workers)
+    _to_measure_on(test_faces, truth, side, _silent)  # what is unfit altogether is found before faces are looked at
     with workers.main_first():
         folder = _ready(faces, out, config, side, tell, show=show and workers.main)
+    held, test = _to_measure_on(test_faces, truth, side, tell, trained=folder)
     job = _Job(folder=folder, out=out, config=config, side=side, real=real, test=test, held=held)
     if tell is not _silent:
         _tell_forecast(job, tell, workers.count)
@@ -186,19 +203,30 @@ class _Job:
         return curve_wanted(self.config.curve, base, faces=faces, shown=self.shown(faces))
 
 
+def _check_kept(given: Path | None, out: Path, *, align: bool) -> None:
+    """Raise ConfigError where pictures written into `out` would take the place of those given, or join them."""
+    if given is None:
+        return
+    if align:
+        check_not_replaced(given, out / "faces")
+    for written in (out, out / "targets"):
+        check_apart(given, written)
+
+
 def _to_measure_on(
-    test_faces: Path | None, truth: Path | None, side: int, tell: Tell
+    test_faces: Path | None, truth: Path | None, side: int, tell: Tell, *, trained: Path | None = None
 ) -> tuple[HeldOut | None, FaceSet | None]:
-    """The faces kept out of training, with their truth or without; what was left out of them is told."""
+    """The faces that are not among those of the folder `trained`, with their truth or without; the rest is told."""
     if test_faces is None:
         return None, None
+    read = UnseenReader(load_faces(trained, side) if trained else None)
     if truth is not None:
-        held = load_pairs(test_faces, truth, side, minimum=1, goal="truth")
-        _tell_all(held.lines, tell)
+        held = load_pairs(test_faces, truth, side, minimum=1, goal="truth", read=read)
+        _tell_all([*held.lines, *read.lines()], tell)
         return held, None
-    test, files = load_faces(test_faces, side, limit=MEASURED, minimum=1), len(list_images(test_faces))
+    test, files = load_faces(test_faces, side, limit=MEASURED, minimum=1, read=read), len(list_images(test_faces))
     further = [f"the first {len(test)} faces of {test_faces} are measured"] if files > len(test) + len(test.skipped) else []
-    _tell_all([*further, *skipped_lines(test_faces, test.skipped)], tell)
+    _tell_all([*further, *skipped_lines(test_faces, test.skipped), *read.lines()], tell)
     return None, test
 
 
@@ -249,6 +277,7 @@ def _measure_and_report(
     job: _Job, weights: Path, made: TargetsReport, *, show: bool
 ) -> Mapping[str, Mapping[str, float]]:
     config, held = job.config, job.held
+    save_config(config, job.out / SETTINGS)
     device = pick_device(config.targets.device)
     sources = {"base": config.targets.restorer, "adapted": str(weights)}
     models = {name: load_any_restorer(source).model.to(device) for name, source in sources.items()}
@@ -256,7 +285,8 @@ def _measure_and_report(
     restored = {name: restore_batch(model, lq, device) for name, model in models.items()}
     truth = held.truth if held else None
     features = find_features(config.finetune.features_prior or config.targets.prior, device)
-    figures = measure(restored, lq, truth, features)
+    lpips = None if truth is None else lpips_on(config.finetune, device)
+    figures = measure(restored, lq, truth, features, lpips=lpips)
     write_json(job.out / "figures.json", figures)
     training = _fit(load_faces(job.folder, job.side, minimum=1), job.out / "targets", config.shown)
     seen = {name: restore_batch(model, training.images, device) for name, model in models.items()}

@@ -53,19 +53,27 @@ def write_adapt_report(
     write_image(out / "strip-held-out.jpg", strip(pictures.measured))
     head, rows = figures_table(figures)
     measured = "Faces kept out of training" if unseen else "Faces measured on (the training faces: no --test)"
+    apart = "None of them has the pixels of a training face." if unseen else ""
     sections = [
         Section(title="Figures", text=_measured_on(count, known=known), head=head, rows=rows),
-        Section(title=measured, picture=picture_uri(strip(pictures.measured))),
+        Section(title=measured, text=apart, picture=picture_uri(strip(pictures.measured))),
         Section(
             title="Training faces and their pseudo targets", picture=picture_uri(strip(pictures.training))
         ),
         *target_sections(made, pictures.worst),
         curve,
-        Section(title="Training", picture=curve_uri(read_log(out), logged)),
+        Section(title="Training", text=_trained(out), picture=curve_uri(read_log(out), logged)),
         licence_section(out / WEIGHTS_NAME),
     ]
     lead = "A restorer adapted to one camera, from its unlabelled faces alone."
     write_report(out / "report.html", title="Adaptation report", lead=lead, sections=sections)
+
+
+def _trained(out: Path) -> str:
+    """How many of the steps were done: fewer where the time was limited."""
+    done, wanted = read_header(out / WEIGHTS_NAME)["steps"], read_json(out / "config.json")["training"]["steps"]
+    early = "" if int(done) >= wanted else " It was stopped early (--minutes): the same command goes on."
+    return f"{done} of {wanted} steps.{early}"
 
 
 def licence_section(weights: Path) -> Section:

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ufr_edge.adaptation.faces import MINIMUM_FACES, list_images
-from ufr_edge.errors import InputFileError
-from ufr_edge.files import atomic_folder, disk_errors, read_json, write_json
+from ufr_edge.errors import ConfigError, InputFileError
+from ufr_edge.files import atomic_folder, check_replaceable, disk_errors, read_json, write_json
 from ufr_edge.progress import progress_bar
 from ufr_edge.runtime.faces.align import estimate_alignment, template, warp_face
 from ufr_edge.runtime.faces.detect import Detects, Face
@@ -78,8 +78,11 @@ def take_in(faces: Path, out: Path, side: int, *, detector: Detects | None, show
     face is found in it (it may be too bad for the detector). Of any other picture each sure face is aligned. A second
     copy of a picture, a file that is no picture, one that shows nothing at all, and a photograph without a face are left
     out and named. Without a `detector` nothing is aligned.
-    Raises InputFileError when fewer than 8 faces are left.
+    Raises InputFileError when fewer than 8 faces are left, before anything is looked at ConfigError where `out` would
+    take the place of `faces`, and OutputError where it holds files that are not of an earlier call.
     """
+    check_not_replaced(faces, out)
+    check_replaceable(out, RECORD)
     paths = list_images(faces)
     made_from = _listing(paths, side)
     if (out / RECORD).exists() and read_json(out / RECORD).get("made_from") == made_from:
@@ -106,6 +109,23 @@ def take_in(faces: Path, out: Path, side: int, *, detector: Detects | None, show
         _write(folder, found if changed else _Sorted(), side)
         write_json(folder / RECORD, record)
     return _read(out, record, faces)
+
+
+def check_not_replaced(given: Path, out: Path) -> None:
+    """Raise ConfigError where `given` is, or lies in, the folder `out` that `take_in` writes as a whole."""
+    if out.resolve() in (given.resolve(), *given.resolve().parents):
+        msg = (
+            f"{given} would be lost: aligned faces are written to {out}, in place of what is there. Choose another output "
+            "(-o), or take the faces as they are where all are aligned (--no-align)."
+        )
+        raise ConfigError(msg)
+
+
+def check_apart(given: Path, out: Path) -> None:
+    """Raise ConfigError where `given` is the folder `out` that pictures are written to."""
+    if given.resolve() == out.resolve():
+        msg = f"{given} is read from, and pictures would be written to it, over its own. Choose another output (-o)."
+        raise ConfigError(msg)
 
 
 class _Sorted:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ufr_edge.adaptation.dial import POSITIONS, REAL, curve_axes, curve_png, dial
 from ufr_edge.adaptation.evaluate import measure, pooled_stack
 from ufr_edge.adaptation.faces import load_faces
+from ufr_edge.adaptation.intake import check_apart
 from ufr_edge.adaptation.pairing import load_pairs
 from ufr_edge.adaptation.pictures import strip
 from ufr_edge.adaptation.report import Section, figures_table, picture_uri, write_report
@@ -134,8 +135,10 @@ def sweep_targets(
 
     Writes `out`/sweep.json, sweep.png and sweep.html, and goes on from the positions in `out`/dial; returns a row of
     figures for each position, those of the restorer's own output left to the report. Against `truth` (matched by stem)
-    where it is known. Raises InputFileError.
+    where it is known. Raises InputFileError, and ConfigError where `out` is one of the given folders.
     """
+    for given in filter(None, (faces, truth)):
+        check_apart(given, out)
     atelier = Atelier(config)
     some, _ = _load(faces, truth, atelier.side).some(count)
     restored = atelier.restore(some.lq)

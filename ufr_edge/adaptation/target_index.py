@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ufr_edge.files import disk_errors
+from ufr_edge.errors import InputFileError
+from ufr_edge.files import disk_errors, read_json
 
 INDEX = "index.jsonl"
 CONFIG = "config.json"
@@ -78,6 +79,27 @@ def merge_indexes(folder: Path) -> None:
             except ValueError:
                 continue
         append_entries(folder / INDEX, lines)
+        path.unlink()
+
+
+def made_here(folder: Path) -> bool:
+    """Whether `folder` holds targets of ours, finished or not: its config.json is one of `make_targets`."""
+    try:
+        config = read_json(folder / CONFIG)
+    except InputFileError:
+        return False
+    return isinstance(config, dict) and {"prior", "sampler"} <= set(config)
+
+
+def remove_targets(folder: Path) -> None:
+    """Remove the targets that the index lists, then the index; other pictures stay.
+
+    In this order: where it is killed midway the index still lists what is left.
+    """
+    for entry in read_index(folder).values():
+        if Path(entry["target"]).name == entry["target"]:  # nothing outside the folder, whatever the line says
+            (folder / entry["target"]).unlink(missing_ok=True)
+    for path in folder.glob("index*.jsonl"):
         path.unlink()
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ufr_edge.adaptation.choose import Choice, ChooseConfig, CleanLevels, choose_sampler
 from ufr_edge.adaptation.faces import FaceSet, load_faces
+from ufr_edge.adaptation.intake import check_apart
 from ufr_edge.adaptation.pairing import same_stem
 from ufr_edge.adaptation.qa import Examiner, QaConfig, counts, judge
 from ufr_edge.adaptation.restorer_task import restore_batch
@@ -28,8 +29,10 @@ from ufr_edge.adaptation.target_index import (
     digest,
     image_seed,
     index_path,
+    made_here,
     merge_indexes,
     read_index,
+    remove_targets,
     target_name,
     target_weights,
 )
@@ -43,7 +46,7 @@ from ufr_edge.priors.sampler import LIGHT_TOUCH, Denoiser, SamplerConfig, sample
 from ufr_edge.progress import progress_bar
 from ufr_edge.restorers.loading import AnyModel, AnyRestorer, load_any_restorer
 from ufr_edge.runtime.faces.detect import Detects, FaceDetector
-from ufr_edge.runtime.images import write_image
+from ufr_edge.runtime.images import is_image, write_image
 
 __all__ = [
     "CONFIG",
@@ -51,6 +54,7 @@ __all__ = [
     "Atelier",
     "TargetsConfig",
     "TargetsReport",
+    "check_ours",
     "image_seed",
     "make_targets",
     "open_detector",
@@ -62,6 +66,7 @@ __all__ = [
 
 Images = NDArray[np.uint8]
 CHOICE = "choice.json"
+_OF_SWEEP = "sweep.png"  # the one picture that `targets --sweep` leaves in the folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,9 +183,11 @@ def make_targets(
     its levels from. A target whose face has changed since is drawn again. `tell` is told, before any is drawn, where
     prior and faces do not fit (in the main process).
 
-    Raises ConfigError when `out` holds targets of another config (give `overwrite`), InputFileError with fewer than 8
-    good faces or two of one stem, OutputError when the disk is, or would get, full.
+    Raises ConfigError when `out` holds targets of another config (give `overwrite`) or is `faces` itself, InputFileError
+    with fewer than 8 good faces or two of one stem, OutputError when `out` holds pictures of others, or the disk is, or
+    would get, full.
     """
+    check_apart(faces, out)
     workers = Workers(config.device)
     atelier = Atelier(config, workers.device)
     if tell and workers.main and (line := atelier.scale_line()):
@@ -299,14 +306,32 @@ def _settings(config: TargetsConfig) -> dict[str, Any]:
     return {name: value for name, value in plain.items() if name not in ("device", "batch")}
 
 
+def check_ours(out: Path) -> None:
+    """Raise OutputError where `out` holds pictures or settings of others, which no `overwrite` is meant for."""
+    if made_here(out) or not out.is_dir():
+        return
+    if (out / CONFIG).exists():
+        msg = f"{out / CONFIG} is not of targets, so the folder is left alone. Choose another output."
+        raise OutputError(msg)
+    pictures = sorted(p.name for p in out.iterdir() if is_image(p) and not p.name.startswith(".") and p.name != _OF_SWEEP)
+    if pictures and not read_index(out):
+        msg = (
+            f"{out} holds pictures ({pictures[0]}) but no {CONFIG} of targets: they were not made by this command and are "
+            "left alone. Choose another output."
+        )
+        raise OutputError(msg)
+
+
 def _prepare(out: Path, config: dict[str, Any], *, overwrite: bool) -> dict[str, str]:
+    """Write the settings; returns the digest of each face that has its target. Those of other settings are removed."""
+    check_ours(out)
     path = out / CONFIG
     if path.exists() and read_json(path) != json.loads(json.dumps(config)):
         if not overwrite:
             msg = f"{out} holds targets made with other settings. Give --overwrite, or choose another folder."
             raise ConfigError(msg)
-        for name in (*out.glob("index*.jsonl"), out / CHOICE):
-            name.unlink(missing_ok=True)
+        remove_targets(out)
+        (out / CHOICE).unlink(missing_ok=True)
     write_json(path, config)
     return {name: entry["face_sha256"] for name, entry in read_index(out).items()}
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from ufr_edge.adaptation.code_task import CodeTask, check_codes
-from ufr_edge.adaptation.faces import FaceSet
+from ufr_edge.adaptation.faces import MINIMUM_FACES, FaceSet, list_images, load_faces, read_training_face
 from ufr_edge.adaptation.restorer_task import HeldOut, LossWeights, PairSource, PairTask, RestorerTask
 from ufr_edge.adaptation.sources import face_source
 from ufr_edge.adaptation.workers import Workers
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 Perceptual = Literal["lpips", "prior-features", "none"]
 PAPER_PERCEPTUAL = 0.4
+_READ = 200  # files of clean faces up to which some are read beforehand, not only counted
 
 
 def choose_perceptual(losses: LossWeights, term: Perceptual) -> LossWeights:
@@ -75,6 +76,20 @@ def check_terms(config: FinetuneConfig, real: Path | None) -> None:
             find_backbone(NETS[losses.lpips_net].backbone, path=config.lpips_backbone)
 
 
+def check_trainable(config: FinetuneConfig, real: Path | None, side: int, workers: Workers) -> None:
+    """Check, before hours are spent on targets, what a training on them would only find afterwards.
+
+    Raises ConfigError for a batch that these processes cannot share out and a prior that lacks the features wanted of
+    it, InputFileError for clean faces that are missing or too few, and as `check_terms` and `load_prior`.
+    """
+    check_terms(config, real)
+    workers.parts(config.batch, config.training.accumulate)
+    if _wants_features(config):
+        load_features(config.features_prior or config.prior, torch.device("cpu"))
+    if real is not None and len(list_images(real)) <= _READ and needs_real(config):
+        load_faces(real, side, limit=MINIMUM_FACES, read=read_training_face)
+
+
 def check_objective(model: AnyModel, config: FinetuneConfig) -> None:
     """Raise ConfigError when the objective is not one of this network (see `CodeTask`)."""
     if config.training.objective == "codes":
@@ -120,21 +135,28 @@ def build_task(
     )
 
 
-def _features(config: FinetuneConfig, workers: Workers) -> PriorFeatures | None:
+def _wants_features(config: FinetuneConfig) -> bool:
     training = config.training
     adversary = training.losses.adversarial > 0 and training.discriminator == "prior-features"
-    if training.losses.prior_features <= 0 and not adversary:
-        return None
-    return load_features(config.features_prior or config.prior, workers.device)
+    return training.objective == "images" and (training.losses.prior_features > 0 or adversary)
+
+
+def _features(config: FinetuneConfig, workers: Workers) -> PriorFeatures | None:
+    return load_features(config.features_prior or config.prior, workers.device) if _wants_features(config) else None
 
 
 def _lpips(config: FinetuneConfig, workers: Workers) -> Lpips | None:
+    with workers.main_first():
+        return lpips_on(config, workers.device)
+
+
+def lpips_on(config: FinetuneConfig, device: torch.device) -> Lpips | None:
+    """The network of the LPIPS term; None where the term is off. Raises as `check_terms`."""
     losses = config.training.losses
     if losses.lpips <= 0:
         return None
-    with _mending_lpips(), workers.main_first():
-        found = load_lpips(losses.lpips_net, path=config.lpips_backbone, download=config.download)
-    return found.to(workers.device)
+    with _mending_lpips():
+        return load_lpips(losses.lpips_net, path=config.lpips_backbone, download=config.download).to(device)
 
 
 @contextmanager

@@ -35,7 +35,7 @@ _DRAWING: Mapping[bool | None, str | None] = MappingProxyType({None: None, True:
 @click.option("-i", "--input", "faces", required=True, type=FOLDER, help="Low-quality faces of one camera; photographs are aligned.")
 @click.option("-o", "--output", "out", required=True, type=FOLDER, help="Run folder.")
 @click.option("--real", type=FOLDER, help="Unrelated clean faces, for the adversarial term.")
-@click.option("--test", "test_faces", type=FOLDER, help="Faces of the camera to measure on, kept out of training.")
+@click.option("--test", "test_faces", type=FOLDER, help="Aligned faces of the camera to measure on; those trained on are left out.")
 @click.option("--truth", type=FOLDER, help="Clean versions of --test, matched by name, if they are known.")
 @click.option("--restorer", help="Name, run folder or checkpoint. [default: edge-m-256]")
 @click.option("--prior", help="Shipped name, diffusers folder or hub id. [default: prior-256]")
