@@ -30,6 +30,8 @@ from loop_claims import RESULT as LOOP
 from loop_claims import section as loop_section
 from measured import INDEX, KEPT, digests, earlier, keep, keep_run, read_index, take
 from quality_asked import UNSEEN, asked
+from target_ways import RESULT as WAYS
+from target_ways import section as ways_section
 
 from ufr_edge import __version__
 from ufr_edge.adaptation.prior_pages import prior_markdown
@@ -51,7 +53,7 @@ COMPARED = MappingProxyType(
     {
         "cost": "Calls of the prior a target: what fewer of them cost",
         "pairs": "Extra pairs from the estimated camera: do they help?",
-        "targets": "Other ways to the targets",
+        "targets": "Adapting by other targets",
     }
 )
 """Options that take folders of benchmarks/adaptation.py differing in one setting, and the titles of their tables."""
@@ -183,13 +185,15 @@ def render(
     compared: Mapping[str, Sequence[Path]] = MappingProxyType({}),
     oracle: Mapping[str, Any] | None = None,
     loop: Mapping[str, Any] | None = None,
+    ways: Mapping[str, Any] | None = None,
     docs: Path = DOC.parent,
 ) -> str:
     """The document, from JSON files alone; its picture of the dial is written to `docs`.
 
     command: the one that writes it; commands: those that measured a job, by its name, where they are not its present
     ones; notes: paragraphs before a job's tables. adapted: folders of benchmarks/adaptation.py; compared: the same under
-    a title, one table each. oracle, loop: as benchmarks/linear_oracle.py and loop_claims.py wrote them.
+    a title, one table each. oracle, loop, ways: as linear_oracle.py,
+    loop_claims.py and target_ways.py of benchmarks/ wrote them.
     """
     results = {job.name: read_json(out / job.result) for job in jobs}
     lead = (
@@ -199,11 +203,12 @@ def render(
         "blur: look at the sheets too. Feature distances are on the prior's own features, which training and adapting use as "
         "well: PSNR, detail and landmarks are the witnesses that they do not know."
     )
+    told = asked(results, adapted, costs=compared.get(COMPARED["cost"], ()), loop=loop, ways=ways)
     parts = [
         "# Quality, measured",
         lead,
         "## What was asked, and what is",
-        markdown_table(["asked", "is", ""], asked(results, adapted, costs=compared.get(COMPARED["cost"], ()), loop=loop)),
+        markdown_table(["asked", "is", ""], told),
         PICTURE,
     ]
     for job in jobs:
@@ -215,6 +220,7 @@ def render(
     for title, folders in compared.items():
         if folders:
             parts += [f"## {title}", *comparison(folders, timed=title != COMPARED["pairs"])]
+    parts += ways_section(ways) if ways else []
     parts += loop_section(loop) if loop else []
     return "\n\n".join(parts) + "\n"
 
@@ -324,6 +330,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         compared=compared,
         oracle=_kept(args.kept / ORACLE),
         loop=_kept(args.kept / LOOP),
+        ways=_kept(args.kept / WAYS),
         docs=args.doc.parent,
     )
     with atomic_file(args.doc) as beside:

@@ -11,6 +11,7 @@ from adaptation import GAPS, RESULT, WANTED_CLASSIC, WANTED_GAP, as_asked, sprea
 from dial_curve import asked as dial_asked
 from loop_claims import rows as loop_rows
 from measured import earlier
+from target_ways import rows as ways_rows
 
 from ufr_edge.adaptation.prior_pages import DETAIL_WITHIN, LOWEST_PSNR_CHANGE, kept
 from ufr_edge.files import read_json
@@ -31,11 +32,12 @@ def asked(
     *,
     costs: Sequence[Path] = (),
     loop: Mapping[str, Any] | None = None,
+    ways: Mapping[str, Any] | None = None,
 ) -> list[list[str]]:
     """The numbers the weights, and adapting them, were to reach, beside those measured.
 
     adapted, costs: folders as adaptation.py wrote them, the latter of the same adaptation by more and by fewer calls of
-    the prior. loop: as loop_claims.py wrote it.
+    the prior. loop, ways: as loop_claims.py and target_ways.py wrote them.
     """
     size = sum(model.size for model in list_weights()) / 1e6
     return [
@@ -51,6 +53,7 @@ def asked(
         *(row for folder in adapted for row in _adapted(read_json(folder / RESULT))),
         *_cheaper([read_json(folder / RESULT) for folder in costs]),
         *(dial_asked(results["dial"]) if "dial" in results else ()),
+        *(ways_rows(ways) if ways else ()),
         *(loop_rows(loop) if loop else ()),
     ]
 

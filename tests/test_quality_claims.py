@@ -97,3 +97,23 @@ def test_differences_are_shares_of_the_way_from_the_shipped_weights() -> None:
     other = {name: value + 1.5 for name, value in begun.items()}
     assert module.apart(one, other) == pytest.approx(0.5, rel=1e-3)
     assert module.apart(one, one) == 0.0
+
+
+def ways(auto: float, paper: float) -> dict[str, Any]:
+    module = load_script("target_ways")
+    used = {"start": 90, "hold": 30, "n": 16, "held": 0}
+    distances = {name: paper for name in ("restored", *module.WAYS)} | {"auto": auto}
+    figures = {name: {**scores(22.0, distance), "hf_energy_ratio": 0.8} for name, distance in distances.items()}
+    samplers = {name: {**used, "held": 32 if name == "auto" else 0} for name in module.WAYS}
+    cameras = {"defocus": {"figures": figures, "samplers": samplers}}
+    return {"command": "python ways", "weights": {}, "faces": 20, "calls": 20, "cameras": cameras}
+
+
+def test_ways_to_the_targets() -> None:
+    module, asked = load_script("target_ways"), load_script("quality_asked").asked
+    text = "\n\n".join(module.section(ways(0.3, 0.4)))
+    assert "    python ways" in text and "**defocus**" in text
+    assert "| auto | `--sampler auto` | 90 | 30 | 16, then 32 | 22.00 | 0.300 | 30.0 | 0.80 |" in text
+    (row,) = asked({}, ways=ways(0.3, 0.4))[-1:]
+    assert row[0].startswith("defocus: start, hold and N chosen") and row[1:] == ["90, 30, 16: 0.300 against 0.400", "holds"]
+    assert asked({}, ways=ways(0.5, 0.4))[-1][2] == "missed"
