@@ -14,13 +14,17 @@ from torch import nn
 from training_fakes import SIDE, make_faces, save_small_prior, save_small_restorer, small_prior, write_faces
 
 from ufr_edge.adaptation import adapt as adapting
+from ufr_edge.adaptation import finetune as training
 from ufr_edge.adaptation import targets as targeting
 from ufr_edge.adaptation.adapt import AdaptConfig, _check_kept, _to_measure_on, adapt
-from ufr_edge.adaptation.finetune import FinetuneConfig
+from ufr_edge.adaptation.camera_pairs import CameraModel
+from ufr_edge.adaptation.camera_spread import CameraSpread
+from ufr_edge.adaptation.finetune import FinetuneConfig, finetune
 from ufr_edge.adaptation.intake import take_in
 from ufr_edge.adaptation.pairing import load_pairs
 from ufr_edge.adaptation.qa import QaConfig
 from ufr_edge.adaptation.restorer_task import LossWeights, RestorerTraining
+from ufr_edge.adaptation.sweep import sweep_targets
 from ufr_edge.adaptation.target_index import CONFIG, INDEX, made_here, read_index, remove_targets
 from ufr_edge.adaptation.targets import TargetsConfig, make_targets
 from ufr_edge.adaptation.terms import check_trainable
@@ -83,7 +87,7 @@ def test_adapt_does_not_put_its_faces_in_place_of_those_given(
     (cam / "link").symlink_to(faces)
     before = contents(cam)
     settings = AdaptConfig(targets=config, finetune=finetuning())
-    with pytest.raises(ConfigError, match=r"would be lost.*\(-o\).*--no-align"):
+    with pytest.raises(ConfigError, match=r"would be lost.*\(-o\)"):
         adapt(cam / given, cam, settings, show=False)
     with pytest.raises(ConfigError, match="would be lost"):
         take_in(cam / given, faces, SIDE, detector=None)
@@ -328,3 +332,43 @@ def test_the_report_calls_only_other_faces_kept_out_of_training(
     page = adapt(faces, tmp_path / "run", settings, test_faces=test, show=False).report.read_text()
     assert "Faces kept out of training" in page and "pixels of a training face" in page
     assert "Measured on 3 faces" in page
+
+
+# What else writes into the output folder
+
+
+def test_the_dials_folder_takes_no_given_faces_place(config: TargetsConfig, tmp_path: Path) -> None:
+    faces = write_faces(tmp_path / "cam" / "dial", make_faces(9, seed=1))
+    before = contents(tmp_path)
+    with pytest.raises(ConfigError, match="would be lost"):
+        sweep_targets(faces, tmp_path / "cam", config, show=False)
+    with pytest.raises(ConfigError, match="would be lost"):
+        _check_kept(faces, tmp_path / "cam", align=False)
+    with pytest.raises(OutputError, match="holds files but no settings.json"):
+        sweep_targets(write_faces(tmp_path / "x", make_faces(9)), tmp_path / "cam", config, count=1, show=False)
+    assert {name: data for name, data in contents(tmp_path).items() if not name.startswith("x")} == before
+
+
+def test_finetune_writes_into_no_folder_it_reads(faces: Path, config: TargetsConfig, tmp_path: Path) -> None:
+    targets = write_faces(tmp_path / "targets", make_faces(9, seed=1))
+    for out in (faces, targets):
+        with pytest.raises(ConfigError, match="is read from"):
+            finetune(faces, targets, out, finetuning(), show=False)
+
+
+def test_another_folder_of_clean_faces_is_another_camera(
+    faces: Path, config: TargetsConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    estimated: list[int] = []
+
+    def estimate(lq: Any, clean: Any, *_: Any, **__: Any) -> CameraSpread:
+        estimated.append(len(clean))
+        return CameraSpread(models=(CameraModel(blur=1.0),), faces=len(lq))
+
+    monkeypatch.setattr(training, "estimate_spread", estimate)
+    usual = finetuning()
+    settings = dataclasses.replace(usual, restorer=config.restorer, camera_pairs=0.5, camera_pairs_of="real")
+    for count in (9, 9, 10):
+        real = write_faces(tmp_path / f"real-{count}", make_faces(count, seed=2))
+        finetune(faces, faces, tmp_path / "run", settings, real=real, show=False)
+    assert estimated == [9, 10]  # resumed it is kept; with other faces estimated anew

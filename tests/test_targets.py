@@ -170,6 +170,8 @@ def test_contradictions_on_the_command_line(camera: Path, tmp_path: Path) -> Non
         (["--sweep", "--sampler", "auto"], "--sampler auto"),
         (["--sweep", "--fidelity", "0.3"], "--fidelity"),
         (["--sweep", "--real", str(camera)], "--real"),
+        (["--sweep", "--samples", "2"], "--samples"),
+        (["--sweep", "--no-qa"], "--no-qa"),
     ):
         result = CliRunner().invoke(main, [*base, *extra])
         assert result.exit_code == 2 and words in result.output

@@ -106,13 +106,15 @@ def wrong_kind(path: Path, name: str) -> str | None:
         start = file.read(200)
     if not start:
         return "it is empty"
+    if _is_safetensors(start, path.stat().st_size):
+        return None
     if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
         return "it is a web page, not a model"
     if name.endswith(".json"):
         return None if _is_json(path) else "it is no JSON, or was cut short"
     if start.startswith(_ZIP):
         return None if zipfile.is_zipfile(path) else "it was cut short: the end is missing"
-    if start.startswith(_PICKLES) or _is_safetensors(start, path.stat().st_size):
+    if start.startswith(_PICKLES):
         return None
     return f"it begins with {start[:12]!r}: neither an archive of torch, nor a pickle, nor safetensors"
 

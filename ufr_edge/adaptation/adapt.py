@@ -23,6 +23,7 @@ from ufr_edge.adaptation.qa import worst
 from ufr_edge.adaptation.report import Section
 from ufr_edge.adaptation.restorer_task import HeldOut, restore_batch
 from ufr_edge.adaptation.sweep import (
+    DRAWN,
     REAL_COUNT,
     CurveFaces,
     Drawing,
@@ -207,8 +208,8 @@ def _check_kept(given: Path | None, out: Path, *, align: bool) -> None:
     """Raise ConfigError where pictures written into `out` would take the place of those given, or join them."""
     if given is None:
         return
-    if align:
-        check_not_replaced(given, out / "faces")
+    for folder in (out / DRAWN, *((out / "faces",) if align else ())):
+        check_not_replaced(given, folder)
     for written in (out, out / "targets"):
         check_apart(given, written)
 

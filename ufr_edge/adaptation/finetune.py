@@ -29,6 +29,7 @@ from ufr_edge.adaptation.camera_spread import (
 )
 from ufr_edge.adaptation.earlier_cameras import replay_source
 from ufr_edge.adaptation.faces import FaceSet, weighted_by_detail
+from ufr_edge.adaptation.intake import check_apart
 from ufr_edge.adaptation.lineage import lineage
 from ufr_edge.adaptation.loop import LoopConfig, check_origin, run_loop
 from ufr_edge.adaptation.pairing import Pairs, load_pairs
@@ -147,9 +148,11 @@ def finetune(
     replayed faces are degraded too. `tell` is told how many pairs there
     are and what was left out (in the main process). Goes on from
     `out`/checkpoint.pt. Raises as `load_pairs`, TrainingError on a NaN loss,
-    ConfigError when the checkpoint has other weights, pairs or losses behind it (`overwrite` starts afresh),
+    ConfigError when the checkpoint has other weights, pairs or losses behind it (`overwrite` starts afresh), or `out` is read from,
     and as `check_terms` and `build_task`.
     """
+    for given in (faces, targets):
+        check_apart(given, out)
     check_terms(config, real)
     start = load_any_restorer(config.restorer)
     pairs = load_pairs(faces, targets, start.side, show=show)
@@ -248,6 +251,8 @@ def _camera(
     """
     if config.camera_pairs == 0:
         return None
+    if clean is not None and config.camera_pairs_of == "real":
+        origin = hashlib.sha256(f"{origin} {clean.names}".encode()).hexdigest()
     with workers.main_first():
         if kept_camera(kept, origin=origin) is None:
             found = _estimated(model, pairs, clean, config, workers.device, show=show and workers.main)

@@ -130,7 +130,7 @@ def _go_on(task: Task, run: Path) -> int:
         task.load(saved["task"])
         return int(saved["step"])
     except (KeyError, ValueError, RuntimeError, TypeError, AttributeError) as exc:
-        msg = f"{run / CHECKPOINT} is of another network or other settings. Choose another output folder."
+        msg = f"{run / CHECKPOINT} is of another network, other settings or an earlier version. Remove it to start afresh."
         raise ModelFileError(msg) from exc
 
 

@@ -13,17 +13,17 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ufr_edge.adaptation.dial import POSITIONS, REAL, curve_axes, curve_png, dial
+from ufr_edge.adaptation.dial import POSITIONS, REAL, STEPS, curve_axes, curve_png, dial
 from ufr_edge.adaptation.evaluate import measure, pooled_stack
 from ufr_edge.adaptation.faces import load_faces
-from ufr_edge.adaptation.intake import check_apart
+from ufr_edge.adaptation.intake import check_apart, check_not_replaced
 from ufr_edge.adaptation.pairing import load_pairs
 from ufr_edge.adaptation.pictures import strip
 from ufr_edge.adaptation.report import Section, figures_table, picture_uri, write_report
 from ufr_edge.adaptation.target_index import digest
 from ufr_edge.adaptation.targets import Atelier, TargetsConfig
 from ufr_edge.config import to_json
-from ufr_edge.files import atomic_folder, read_json, write_json
+from ufr_edge.files import atomic_folder, check_replaceable, read_json, write_json
 from ufr_edge.metrics.frechet import frechet_distance
 from ufr_edge.priors.features import PriorFeatures, find_features
 from ufr_edge.priors.sampler import SamplerConfig
@@ -74,7 +74,7 @@ class Curve:
     def section(self, picture: Path | None = None) -> Section:
         """The curve as a part of a report; its picture is written to `picture` too."""
         x, y = curve_axes(self.rows)
-        head = ["fidelity", "start", "samples", y, x]
+        head = ["fidelity", f"start (of {STEPS})", "samples", y, x]
         rows = [
             [f"{row['fidelity']:g}", f"{s.start}", f"{s.samples}", f"{row[y]:.2f}", f"{row[x]:.4g}"]
             for row, s in ((row, dial(row["fidelity"])) for row in self.rows)
@@ -135,10 +135,12 @@ def sweep_targets(
 
     Writes `out`/sweep.json, sweep.png and sweep.html, and goes on from the positions in `out`/dial; returns a row of
     figures for each position, those of the restorer's own output left to the report. Against `truth` (matched by stem)
-    where it is known. Raises InputFileError, and ConfigError where `out` is one of the given folders.
+    where it is known. Raises InputFileError, and ConfigError where `out` is one of the given folders or would
+    replace one, OutputError where `out`/dial is not ours.
     """
     for given in filter(None, (faces, truth)):
         check_apart(given, out)
+        check_not_replaced(given, out / DRAWN)
     atelier = Atelier(config)
     some, _ = _load(faces, truth, atelier.side).some(count)
     restored = atelier.restore(some.lq)
@@ -241,6 +243,7 @@ def _keep_or_clear(folder: Path, atelier: Atelier, lq: Images, sampler: SamplerC
         **atelier.made_by,
     }
     path = folder / _SETTINGS
+    check_replaceable(folder, _SETTINGS)
     if path.is_file() and read_json(path) == settings:
         return
     if path.is_file():

@@ -135,6 +135,10 @@ def _check_sweep(given: dict[str, Any], *, sweep: bool, truth: Path | None, real
         "--sampler auto": given["sampler_mode"] == "auto",
         "--fidelity": given["fidelity"] is not None,
         "--real": real is not None,
+        "--hold-until": given["hold_until"] is not None,
+        "--samples": given["samples_per_image"] is not None,
+        "--no-qa": given["no_qa"],
+        "--embedder": given["embedder"] is not None,
     }
     idle = [name for name, there in without.items() if there]
     if sweep and idle:
