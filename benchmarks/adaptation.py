@@ -39,6 +39,7 @@ from ufr_edge.adaptation.restorer_task import restore_batch
 from ufr_edge.adaptation.sweep import sweep_targets
 from ufr_edge.adaptation.targets import TargetsConfig
 from ufr_edge.adaptation.training import pick_device, read_log
+from ufr_edge.cli.options import override
 from ufr_edge.degradations.presets import degrade
 from ufr_edge.files import atomic_file, read_json, write_json
 from ufr_edge.priors.features import find_features
@@ -117,7 +118,8 @@ def made_with(args: argparse.Namespace) -> dict[str, Any]:
         "camera_pairs",
         "side",
     )
-    newer = {"camera_pairs_of": "targets", "real_detail": 0.0, "teacher": None}  # what older cells do not name
+    newer = {"camera_pairs_of": "targets", "real_detail": 0.0}  # what older cells do not name
+    newer |= dict.fromkeys(("teacher", "w_features", "w_adversarial"))
     of = {name: getattr(args, name) for name, usual in newer.items() if getattr(args, name) != usual}
     return {**{name: getattr(args, name) for name in names}, **of, "real": args.real is not None}
 
@@ -152,7 +154,9 @@ def settings(args: argparse.Namespace, seed: int) -> AdaptConfig:
     config = AdaptConfig(
         targets=targets, finetune=dataclasses.replace(tuning, training=training), align=False, curve="never"
     )
-    return config if args.fidelity is None else config.at_fidelity(args.fidelity)
+    config = config if args.fidelity is None else config.at_fidelity(args.fidelity)
+    weights = {"prior_features": args.w_features, "adversarial": args.w_adversarial}
+    return override(config, {f"finetune.training.losses.{name}": value for name, value in weights.items()})
 
 
 def prepare(
@@ -312,6 +316,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--real-detail", type=float, default=0.0, help="draw sharp faces of --real more often: a power [0]"
     )
+    for name, usual in (("features", 0.1), ("adversarial", 0.01)):
+        parser.add_argument(f"--w-{name}", type=float, help=f"weight of the term [the dial's, {usual:g} without it]")
     parser.add_argument("--no-oracle", action="store_true", help="leave the training on true pairs out")
     parser.add_argument(
         "--sweep", action="store_true", help="also draw the dial's curve on each camera (12 faces)"
@@ -354,6 +360,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "real_detail": args.real_detail,
                 "fidelity": args.fidelity,
                 "teacher": args.teacher,
+                "w_features": args.w_features,
+                "w_adversarial": args.w_adversarial,
                 "cells": cells,
                 "summary": summary(cells),
             }

@@ -120,6 +120,7 @@ def _told(folder: Path, result: Mapping[str, Any], cell: Mapping[str, Any]) -> d
         "replay": f"{known.get('replay', 0):g}",
         "share of camera pairs": f"{known.get('camera_pairs', 0):g}",
         "made of": known.get("camera_pairs_of") if known.get("camera_pairs") else None,
+        **{f"w {name}": known.get(f"w_{name}") for name in ("features", "adversarial")},
         "fidelity": None if fidelity is None else f"{fidelity:g}",
     }
     return {name: str(word) for name, word in words.items() if word is not None}

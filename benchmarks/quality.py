@@ -203,7 +203,14 @@ def render(
         "blur: look at the sheets too. Feature distances are on the prior's own features, which training and adapting use as "
         "well: PSNR, detail and landmarks are the witnesses that they do not know."
     )
-    told = asked(results, adapted, costs=compared.get(COMPARED["cost"], ()), loop=loop, ways=ways)
+    told = asked(
+        results,
+        adapted,
+        costs=compared.get(COMPARED["cost"], ()),
+        pairs=compared.get(COMPARED["pairs"], ()),
+        loop=loop,
+        ways=ways,
+    )
     parts = [
         "# Quality, measured",
         lead,

@@ -31,13 +31,14 @@ def asked(
     adapted: Sequence[Path] = (),
     *,
     costs: Sequence[Path] = (),
+    pairs: Sequence[Path] = (),
     loop: Mapping[str, Any] | None = None,
     ways: Mapping[str, Any] | None = None,
 ) -> list[list[str]]:
     """The numbers the weights, and adapting them, were to reach, beside those measured.
 
     adapted, costs: folders as adaptation.py wrote them, the latter of the same adaptation by more and by fewer calls of
-    the prior. loop, ways: as loop_claims.py and target_ways.py wrote them.
+    the prior; pairs: the same with and without extra pairs of the estimated camera. loop, ways: as loop_claims.py and target_ways.py wrote them.
     """
     size = sum(model.size for model in list_weights()) / 1e6
     return [
@@ -52,6 +53,7 @@ def asked(
         [f"all shipped weights together at most {BUDGET_MB} MB", f"{size:.1f} MB", kept(size <= BUDGET_MB)],
         *(row for folder in adapted for row in _adapted(read_json(folder / RESULT))),
         *_cheaper([read_json(folder / RESULT) for folder in costs]),
+        *_extra_pairs([read_json(folder / RESULT) for folder in pairs]),
         *(dial_asked(results["dial"]) if "dial" in results else ()),
         *(ways_rows(ways) if ways else ()),
         *(loop_rows(loop) if loop else ()),
@@ -138,6 +140,24 @@ def _cheaper(results: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
     told = [_final(cell) for cell in (best, dear)]
     good = all(ours <= theirs for ours, theirs in zip(*(values for values, _ in told), strict=True))
     yield [said, f"{best['calls_per_target']} calls: {told[0][1]}, against {told[1][1]}", kept(good)]
+
+
+def _extra_pairs(results: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
+    """For each number of faces: what an adaptation with extra pairs gives beside the same without."""
+    by_faces: dict[int, dict[float, Mapping[str, Any]]] = {}
+    for result in results:
+        by_faces.setdefault(result["cells"][0]["faces"], {})[result.get("camera_pairs", 0.0)] = result
+    for faces, shares in sorted(by_faces.items()):
+        if len(shares) < 2 or 0.0 not in shares:
+            continue
+        without, with_ = shares[0.0], shares[max(shares)]
+        plain, extra = (_final(result["cells"][0]) for result in (without, with_))
+        old = any(earlier(result.get("weights", {})) for result in (without, with_))
+        said = f"extra pairs of the estimated camera, at {faces} faces: do they help (features; Fréchet; PSNR; of "
+        said += f"{with_['cells'][0]['camera']}, seed {with_['cells'][0]['seed']})?" + (" (measured with earlier weights)" if old else "")
+        better = sum(ours < theirs for ours, theirs in zip(extra[0], plain[0], strict=True))
+        verdict = {0: "no", len(plain[0]): "yes"}.get(better, "in part")
+        yield [said, f"with {extra[1]}, without {plain[1]}", verdict]
 
 
 def _final(cell: Mapping[str, Any]) -> tuple[list[float], str]:

@@ -330,7 +330,7 @@ def test_the_benchmark_runs_from_folders_to_tables(tmp_path: Path, capsys: pytes
     restorer, prior = save_small_restorer(tmp_path / "r.safetensors"), save_small_prior(tmp_path / "prior")
     words = ["--faces", tmp_path / "a", "--val", tmp_path / "v", "--real", tmp_path / "v", "-o", tmp_path / "out"]
     words += ["--restorer", restorer, "--prior", prior, "--cameras", "defocus", "--steps", "2", "--side", "64"]
-    words += ["--fast-steps", "2", "--device", "cpu", "--fidelity", "0.5"]
+    words += ["--fast-steps", "2", "--device", "cpu", "--fidelity", "0.5", "--w-features", "0.05"]
     module = load_script("adaptation")
     module.main([str(word) for word in words])
     text = (tmp_path / "out" / "adaptation.md").read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,26 @@ def test_fewer_calls_are_compared_with_the_most(tmp_path: Path) -> None:
     (row,) = cheaper([most, half, third])
     assert row[1].startswith("50 calls: 0.42") and row[2] == "missed"
     assert cheaper([most, half]) == [] and cheaper([]) == []  # nothing to compare
+
+
+def with_share(folder: Path, share: float, figures: dict[str, Any], faces: int = 32) -> Path:
+    adaptation(folder, "defocus", figures=figures, faces=faces)
+    result = json.loads((folder / "adaptation.json").read_text())
+    (folder / "adaptation.json").write_text(json.dumps({**result, "camera_pairs": share}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("psnr", "distance", "verdict"), [(21.5, 0.3, "yes"), (20.5, 0.5, "no"), (20.5, 0.3, "in part")]
+)
+def test_whether_extra_pairs_help(tmp_path: Path, psnr: float, distance: float, verdict: str) -> None:
+    asked = load_script("quality_asked").asked
+    none = with_share(tmp_path / "none", 0.0, cell(21.0, 0.4))
+    some = with_share(tmp_path / "some", 0.25, cell(psnr, distance))
+    alone = with_share(tmp_path / "alone", 0.25, cell(21.0, 0.4), faces=64)
+    (row,) = [row for row in asked({}, pairs=[some, none, alone]) if "extra pairs" in row[0]]
+    assert "at 32 faces" in row[0] and row[2] == verdict
+    assert row[1].endswith("without 0.4; 40; 21.00 dB")
 
 
 def test_the_dial(tmp_path: Path) -> None:
