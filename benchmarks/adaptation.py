@@ -118,8 +118,8 @@ def made_with(args: argparse.Namespace) -> dict[str, Any]:
         "camera_pairs",
         "side",
     )
-    newer = {"camera_pairs_of": "targets", "real_detail": 0.0}  # what older cells do not name
-    newer |= dict.fromkeys(("teacher", "w_features", "w_adversarial"))
+    unset = dict.fromkeys(("teacher", "w_features", "w_adversarial"))
+    newer = {"camera_pairs_of": "targets", "real_detail": 0.0, **unset}  # what older cells do not name
     of = {name: getattr(args, name) for name, usual in newer.items() if getattr(args, name) != usual}
     return {**{name: getattr(args, name) for name in names}, **of, "real": args.real is not None}
 

@@ -13,13 +13,13 @@ from ufr_edge.weights.cards import command_block, markdown_table
 
 PICTURE = "dial.png"
 CALLS = 20
-HEAD = ("dial", "start", "hold until", "samples", "PSNR dB", "feature distance", "Fréchet", "detail")
-FIGURES = (
-    ("psnr_db", ".2f"),
-    ("prior_feature_distance", ".3f"),
-    ("prior_frechet_distance", ".1f"),
-    ("hf_energy_ratio", ".2f"),
-)
+FIGURES = {
+    "PSNR dB": ("psnr_db", ".2f"),
+    "feature distance": ("prior_feature_distance", ".3f"),
+    "Fréchet": ("prior_frechet_distance", ".1f"),
+    "detail": ("hf_energy_ratio", ".2f"),
+}
+"""Columns that tables of targets share: the figure and its form."""
 
 
 def commands(preset: str, restorer: str) -> tuple[tuple[str, ...], ...]:
@@ -35,10 +35,10 @@ def section(shown: Sequence[str], result: Mapping[str, Any], docs: Path) -> list
     curve_png(rows, docs / PICTURE, marks=restored)
     settings = [dial(row["fidelity"]) for row in rows]
     table = [
-        [f"{s.fidelity:g}", f"{s.start}", f"{s.hold_until}", f"{s.samples}", *_figures(row)]
+        [f"{s.fidelity:g}", f"{s.start}", f"{s.hold_until}", f"{s.samples}", *figure_cells(row)]
         for s, row in zip(settings, rows, strict=True)
     ]
-    table.append(["the restorer's output", "", "", "", *_figures(result["restored"])])
+    table.append(["the restorer's output", "", "", "", *figure_cells(result["restored"])])
     said = (
         f"{result['faces']} held-out faces, targets alone: what training on them gives moves the same way, and the dial moves "
         "the weights of its losses too. Compare figures of this table with each other only."
@@ -46,13 +46,14 @@ def section(shown: Sequence[str], result: Mapping[str, Any], docs: Path) -> list
     return [
         "\n".join(command_block(line) for line in shown),
         said,
-        markdown_table(list(HEAD), table),
+        markdown_table(["dial", "start", "hold until", "samples", *FIGURES], table),
         f"![PSNR of targets against their prior-feature distance, at positions of the dial]({PICTURE})",
     ]
 
 
-def _figures(row: Mapping[str, float]) -> list[str]:
-    return [format(row[name], form) if name in row else "" for name, form in FIGURES]
+def figure_cells(values: Mapping[str, float]) -> list[str]:
+    """`FIGURES` as cells of a table, empty for those that were not taken."""
+    return [format(values[name], form) if name in values else "" for name, form in FIGURES.values()]
 
 
 def asked(result: Mapping[str, Any]) -> list[list[str]]:

@@ -32,6 +32,7 @@ from safetensors.torch import load_file
 
 from ufr_edge.adaptation.faces import load_faces
 from ufr_edge.adaptation.finetune import FinetuneConfig, load_pairs, pair_source
+from ufr_edge.adaptation.prior_pages import kept
 from ufr_edge.adaptation.real_faces import load_real
 from ufr_edge.adaptation.restorer_task import RestorerTask
 from ufr_edge.adaptation.terms import build_task
@@ -40,7 +41,7 @@ from ufr_edge.adaptation.workers import Workers
 from ufr_edge.cli.border import script_border
 from ufr_edge.degradations.presets import degrade
 from ufr_edge.files import write_json
-from ufr_edge.restorers.loading import WEIGHTS_NAME, find_restorer, load_any_restorer
+from ufr_edge.restorers.loading import WEIGHTS_NAME, load_any_restorer
 from ufr_edge.runtime.images import read_image, write_image
 from ufr_edge.weights.cards import command_block, markdown_table
 
@@ -57,7 +58,11 @@ class Runs:
     """The folder of all runs, and the commands in it."""
 
     out: Path
-    real: Path
+
+    @property
+    def real(self) -> Path:
+        """Unrelated clean faces."""
+        return self.out / "real"
 
     def targets(self, name: str) -> list[str]:
         """Draw targets into NAME."""
@@ -73,14 +78,15 @@ class Runs:
 
 def prepare(args: argparse.Namespace) -> Runs:
     """Faces through an unseen camera, and the settings of training, in an empty folder."""
-    shutil.rmtree(args.output, ignore_errors=True)
+    runs = Runs(args.output)
+    shutil.rmtree(runs.out, ignore_errors=True)
     for i, face in enumerate(load_faces(args.faces, 256, limit=COUNT, minimum=COUNT).images):
-        write_image(args.output / "lq" / f"{i:02d}.png", degrade(face, CAMERA, seed=i))
+        write_image(runs.out / "lq" / f"{i:02d}.png", degrade(face, CAMERA, seed=i))
     for i, face in enumerate(load_faces(args.real, 256, limit=32, minimum=32).images):  # these do, and load at once
-        write_image(args.output / "real" / f"{i:02d}.png", face)
+        write_image(runs.real / f"{i:02d}.png", face)
     settings = f'replay = 0.25\ndevice = "cpu"\n[training]\nsteps = {STEPS}\nprecision = "fp32"\n[loop]\n'
-    (args.output / "finetune.toml").write_text(settings + f"save_every = {SAVED}\nlog_every = 1\n", encoding="utf-8")
-    return Runs(args.output, args.output / "real")
+    (runs.out / "finetune.toml").write_text(settings + f"save_every = {SAVED}\nlog_every = 1\n", encoding="utf-8")
+    return runs
 
 
 def run(words: Sequence[str], *, processes: int = 1) -> None:
@@ -153,7 +159,7 @@ def training_figures(runs: Runs) -> dict[str, Any]:
 
 def apart(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> float:
     """How far two sets of weights are from each other, as a share of how far the first went from the shipped ones."""
-    begun = load_any_restorer(str(find_restorer(RESTORER))).model.state_dict()
+    begun = load_any_restorer(RESTORER).model.state_dict()
     moved = sum(float((one[name] - begun[name]).square().sum()) for name in one)
     between = sum(float((one[name] - other[name]).square().sum()) for name in one)
     return float((between / moved) ** 0.5)
@@ -232,7 +238,7 @@ def rows(record: Mapping[str, Any]) -> list[list[str]]:
             not broken and {*range(1, 16), 19, 20} <= set(tests["numbers"]),
         ),
     ]
-    return [[asked, is_, "holds" if good else "missed"] for asked, is_, good in found]
+    return [[asked, is_, kept(good)] for asked, is_, good in found]
 
 
 def section(record: Mapping[str, Any]) -> list[str]:

@@ -38,7 +38,8 @@ def asked(
     """The numbers the weights, and adapting them, were to reach, beside those measured.
 
     adapted, costs: folders as adaptation.py wrote them, the latter of the same adaptation by more and by fewer calls of
-    the prior; pairs: the same with and without extra pairs of the estimated camera. loop, ways: as loop_claims.py and target_ways.py wrote them.
+    the prior; pairs: the same with and without extra pairs of the estimated camera. loop, ways: as loop_claims.py and
+    target_ways.py wrote them.
     """
     size = sum(model.size for model in list_weights()) / 1e6
     return [
@@ -119,8 +120,14 @@ def _adapted(result: Mapping[str, Any]) -> Iterator[list[str]]:
         features, frechet, psnr, classic = spreads(row)
         said = f"{result['restorer']} adapted to {row['camera']} ({len(row['seeds'])} seeds): at least {WANTED_GAP:.0%} of "
         said += f"the gap to true pairs (features; Fréchet), PSNR no lower, at most {-WANTED_CLASSIC:g} dB lost before it"
-        said += " (measured with earlier weights)" if earlier(result.get("weights", {})) else ""
+        said += _age(result)
         yield [said, f"{features}; {frechet}; {psnr} dB; {classic} dB", kept(as_asked(row))]
+
+
+def _age(*results: Mapping[str, Any]) -> str:
+    """Words where any of them was measured with other weights than those shipped now."""
+    old = any(earlier(result.get("weights", {})) for result in results)
+    return " (measured with earlier weights)" if old else ""
 
 
 def _cheaper(results: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
@@ -134,9 +141,8 @@ def _cheaper(results: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
     if not cheap:
         return
     best = min(cheap, key=lambda cell: float(cell["figures"]["adapted"][GAPS[0]]))
-    old = any(earlier(result.get("weights", {})) for result in results)
     said = f"a third of the paper's {most} calls a target at most, for the same final quality (features; Fréchet; PSNR; of "
-    said += f"{dear['camera']}, seed {dear['seed']})" + (" (measured with earlier weights)" if old else "")
+    said += f"{dear['camera']}, seed {dear['seed']})" + _age(*results)
     told = [_final(cell) for cell in (best, dear)]
     good = all(ours <= theirs for ours, theirs in zip(*(values for values, _ in told), strict=True))
     yield [said, f"{best['calls_per_target']} calls: {told[0][1]}, against {told[1][1]}", kept(good)]
@@ -152,9 +158,8 @@ def _extra_pairs(results: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
             continue
         without, with_ = shares[0.0], shares[max(shares)]
         plain, extra = (_final(result["cells"][0]) for result in (without, with_))
-        old = any(earlier(result.get("weights", {})) for result in (without, with_))
         said = f"extra pairs of the estimated camera, at {faces} faces: do they help (features; Fréchet; PSNR; of "
-        said += f"{with_['cells'][0]['camera']}, seed {with_['cells'][0]['seed']})?" + (" (measured with earlier weights)" if old else "")
+        said += f"{with_['cells'][0]['camera']}, seed {with_['cells'][0]['seed']})?" + _age(without, with_)
         better = sum(ours < theirs for ours, theirs in zip(extra[0], plain[0], strict=True))
         verdict = {0: "no", len(plain[0]): "yes"}.get(better, "in part")
         yield [said, f"with {extra[1]}, without {plain[1]}", verdict]

@@ -17,12 +17,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from dial_curve import FIGURES, figure_cells
 from measured import KEPT, digests, earlier
 
 from ufr_edge.adaptation.evaluate import measure
 from ufr_edge.adaptation.faces import load_faces
 from ufr_edge.adaptation.forecast import for_machine
 from ufr_edge.adaptation.pairing import load_pairs
+from ufr_edge.adaptation.prior_pages import kept
 from ufr_edge.adaptation.qa import QaConfig
 from ufr_edge.adaptation.restorer_task import restore_batch
 from ufr_edge.adaptation.targets import TargetsConfig, make_targets
@@ -51,12 +53,6 @@ WAYS: Mapping[str, tuple[str, TargetsConfig]] = MappingProxyType(
     }
 )
 """By name: the options of `ufr-edge targets`, and what they stand for."""
-FIGURES = (
-    ("psnr_db", ".2f"),
-    ("prior_feature_distance", ".3f"),
-    ("prior_frechet_distance", ".1f"),
-    ("hf_energy_ratio", ".2f"),
-)
 
 
 def camera_figures(camera: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -104,19 +100,15 @@ def section(record: Mapping[str, Any]) -> list[str]:
 
 
 def _table(found: Mapping[str, Any]) -> str:
-    head = ["", "options", "start", "hold until", "N", "PSNR dB", "feature distance", "Fréchet", "detail"]
+    head = ["", "options", "start", "hold until", "N", *FIGURES]
     figures = found["figures"]
-    rows = [["the restorer's output", "", "", "", "", *_figures(figures["restored"])]]
+    rows = [["the restorer's output", "", "", "", "", *figure_cells(figures["restored"])]]
     for name, (options, _) in WAYS.items():
         used = found["samplers"][name]
         n = f"{used['n']}, then {used['held']}" if used["held"] else f"{used['n']}"
         rows.append([name, f"`{options}`" if options else "", f"{used['start']}", f"{used['hold']}", n])
-        rows[-1] += _figures(figures[name])
+        rows[-1] += figure_cells(figures[name])
     return markdown_table(head, rows)
-
-
-def _figures(values: Mapping[str, float]) -> list[str]:
-    return [format(values[name], form) if name in values else "" for name, form in FIGURES]
 
 
 def rows(record: Mapping[str, Any]) -> list[list[str]]:
@@ -129,7 +121,7 @@ def rows(record: Mapping[str, Any]) -> list[list[str]]:
         said = f"{camera}: start, hold and N chosen from the faces (`--sampler auto`): targets no farther from the truth than "
         is_ = f"{used['start']}, {used['hold']}, {used['n']}: {figures['auto'][name]:.3f} against {theirs:.3f}"
         good = figures["auto"][name] <= theirs
-        found.append([said + "those of the paper's values (features)", is_, "holds" if good else "missed"])
+        found.append([said + "those of the paper's values (features)", is_, kept(good)])
     return found
 
 

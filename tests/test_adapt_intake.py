@@ -12,7 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from script_loading import load_script
-from training_fakes import make_faces, save_small_prior, save_small_restorer, write_faces
+from training_fakes import make_faces, save_small_prior, save_small_restorer, small_targets, write_faces
 
 from ufr_edge.adaptation import adapt as adapting
 from ufr_edge.adaptation import forecast as forecasting
@@ -40,7 +40,6 @@ from ufr_edge.adaptation.targets import TargetsConfig
 from ufr_edge.adaptation.terms import check_terms
 from ufr_edge.adaptation.training import resolve_precision
 from ufr_edge.errors import ConfigError, InputFileError, ShapeError
-from ufr_edge.priors.sampler import SamplerConfig
 from ufr_edge.runtime.engines.base import EngineInfo
 from ufr_edge.runtime.faces.align import template
 from ufr_edge.runtime.faces.detect import Face
@@ -142,16 +141,9 @@ def test_a_handful_is_refused_in_words(tmp_path: Path) -> None:
 
 
 def config_of(tmp_path: Path, **more: Any) -> AdaptConfig:
-    sampler = SamplerConfig(start=20, hold_until=10, filter_n=8, fast_steps=2)
     losses = LossWeights(prior_features=0.0, adversarial=0.0)
     return AdaptConfig(
-        targets=TargetsConfig(
-            restorer=save_small_restorer(tmp_path / "base.safetensors"),
-            prior=save_small_prior(tmp_path / "prior"),
-            sampler=sampler,
-            qa=QaConfig(judge=False),
-            device="cpu",
-        ),
+        targets=small_targets(tmp_path, qa=QaConfig(judge=False), device="cpu"),
         finetune=FinetuneConfig(
             batch=4, training=RestorerTraining(steps=3, precision="fp32", losses=losses), **more
         ),

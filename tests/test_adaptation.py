@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from test_presets import tiny_lpips
-from training_fakes import SIDE, make_faces, save_small_prior, save_small_restorer, write_faces
+from training_fakes import FEW, SIDE, make_faces, small_targets, write_faces
 
 import ufr_edge.adaptation.finetune as finetuning
 from ufr_edge.adaptation import terms
@@ -30,7 +30,7 @@ from ufr_edge.cli.options import override
 from ufr_edge.config import load_config
 from ufr_edge.degradations.presets import degrade
 from ufr_edge.errors import ConfigError, InputFileError
-from ufr_edge.priors.sampler import PRESETS, SamplerConfig
+from ufr_edge.priors.sampler import PRESETS
 from ufr_edge.progress import Advance
 from ufr_edge.restorers.files import load_restorer
 
@@ -45,12 +45,7 @@ def camera(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def config(tmp_path: Path) -> TargetsConfig:
-    return TargetsConfig(
-        restorer=save_small_restorer(tmp_path / "base.safetensors"),
-        prior=save_small_prior(tmp_path / "prior"),
-        sampler=SamplerConfig(start=20, hold_until=10, filter_n=8, fast_steps=3),
-        batch=4,
-    )
+    return small_targets(tmp_path, sampler=dataclasses.replace(FEW, fast_steps=3), batch=4)
 
 
 def pixels(folder: Path) -> dict[str, bytes]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from numpy.typing import NDArray
-from training_fakes import SIDE, make_faces, save_small_prior, save_small_restorer, write_faces
+from training_fakes import SIDE, make_faces, small_targets, write_faces
 
 from ufr_edge.adaptation import forecast as forecasting
 from ufr_edge.adaptation.adapt import AdaptConfig, adapt
@@ -19,7 +19,7 @@ from ufr_edge.adaptation.forecast import Forecast, forecast
 from ufr_edge.adaptation.qa import QaConfig
 from ufr_edge.adaptation.restorer_task import LossWeights, RestorerTraining
 from ufr_edge.adaptation.sweep import COUNT, curve_calls, curve_wanted, quick
-from ufr_edge.adaptation.targets import Atelier, TargetsConfig
+from ufr_edge.adaptation.targets import Atelier
 from ufr_edge.cli import main
 from ufr_edge.files import read_json
 from ufr_edge.priors.sampler import LIGHT_TOUCH, PAPER_SWINIR, SamplerConfig
@@ -37,13 +37,7 @@ def faces(tmp_path: Path) -> Path:
 def config(tmp_path: Path) -> AdaptConfig:
     losses = LossWeights(prior_features=0.0, adversarial=0.0)
     return AdaptConfig(
-        targets=TargetsConfig(
-            restorer=save_small_restorer(tmp_path / "base.safetensors"),
-            prior=save_small_prior(tmp_path / "prior"),
-            sampler=FEW,
-            qa=QaConfig(judge=False),
-            device="cpu",
-        ),
+        targets=small_targets(tmp_path, sampler=FEW, qa=QaConfig(judge=False), device="cpu"),
         finetune=FinetuneConfig(batch=4, training=RestorerTraining(steps=1, precision="fp32", losses=losses)),
         align=False,
         shown=2,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from torch import nn
-from training_fakes import SIDE, make_faces, save_small_prior, save_small_restorer, small_prior, write_faces
+from training_fakes import SIDE, make_faces, small_prior, small_targets, write_faces
 
 from ufr_edge.adaptation import adapt as adapting
 from ufr_edge.adaptation import finetune as training
@@ -32,7 +32,6 @@ from ufr_edge.adaptation.workers import Workers
 from ufr_edge.errors import ConfigError, InputFileError, OutputError
 from ufr_edge.priors import features
 from ufr_edge.priors.improved_diffusion import ImprovedDiffusionPrior
-from ufr_edge.priors.sampler import SamplerConfig
 
 
 class Stopped(Exception):
@@ -53,14 +52,7 @@ def faces(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def config(tmp_path: Path) -> TargetsConfig:
-    return TargetsConfig(
-        restorer=save_small_restorer(tmp_path / "base.safetensors"),
-        prior=save_small_prior(tmp_path / "prior"),
-        sampler=SamplerConfig(start=20, hold_until=10, filter_n=8, fast_steps=2),
-        qa=QaConfig(judge=False),
-        batch=4,
-        device="cpu",
-    )
+    return small_targets(tmp_path, qa=QaConfig(judge=False), batch=4, device="cpu")
 
 
 def finetuning(*, batch: int = 4, accumulate: int = 1, **losses: float) -> FinetuneConfig:

@@ -17,7 +17,7 @@ import accelerate
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from training_fakes import SIDE, make_faces, save_small_prior, save_small_restorer, write_faces
+from training_fakes import SIDE, make_faces, small_targets, write_faces
 
 from ufr_edge.adaptation import targets as module
 from ufr_edge.adaptation.finetune import FinetuneConfig, load_pairs, pair_source
@@ -28,7 +28,6 @@ from ufr_edge.adaptation.workers import Workers, _accelerator
 from ufr_edge.cli import main
 from ufr_edge.errors import InputFileError, OutputError
 from ufr_edge.priors.model import build_prior
-from ufr_edge.priors.sampler import SamplerConfig
 from ufr_edge.restorers.edge import build_restorer
 from ufr_edge.restorers.files import save_restorer
 
@@ -50,14 +49,7 @@ def camera(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def config(tmp_path: Path) -> TargetsConfig:
-    return TargetsConfig(
-        restorer=save_small_restorer(tmp_path / "base.safetensors"),
-        prior=save_small_prior(tmp_path / "prior"),
-        sampler=SamplerConfig(start=20, hold_until=10, filter_n=8, fast_steps=2),
-        qa=LOOSE,
-        batch=4,
-        device="cpu",
-    )
+    return small_targets(tmp_path, qa=LOOSE, batch=4, device="cpu")
 
 
 def test_a_target_says_where_it_comes_from(camera: Path, config: TargetsConfig, tmp_path: Path) -> None:

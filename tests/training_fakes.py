@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ufr_edge.adaptation.restorer_task import RestorerTask
+from ufr_edge.adaptation.targets import TargetsConfig
 from ufr_edge.priors.model import DiffusionPrior, build_prior
+from ufr_edge.priors.sampler import SamplerConfig
 from ufr_edge.restorers.edge import build_restorer
 from ufr_edge.restorers.files import save_restorer
 
@@ -58,6 +60,16 @@ def save_small_restorer(path: Path) -> str:
     torch.nn.init.normal_(model.head.weight, std=0.003)
     save_restorer(model, path, arch="edge-s", side=SIDE)
     return str(path)
+
+
+FEW = SamplerConfig(start=20, hold_until=10, filter_n=8, fast_steps=2)
+"""Two calls of the prior for a target."""
+
+
+def small_targets(folder: Path, *, sampler: SamplerConfig = FEW, **settings: Any) -> TargetsConfig:
+    """The small restorer and the small prior, saved in `folder`, as what makes targets."""
+    restorer, prior = save_small_restorer(folder / "base.safetensors"), save_small_prior(folder / "prior")
+    return TargetsConfig(restorer=restorer, prior=prior, sampler=sampler, **settings)
 
 
 def weight(task: RestorerTask, layer: str) -> torch.Tensor:

@@ -104,12 +104,10 @@ def wrong_kind(path: Path, name: str) -> str | None:
     """
     with path.open("rb") as file:
         start = file.read(200)
-    if not start:
-        return "it is empty"
     if _is_safetensors(start, path.stat().st_size):
         return None
-    if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
-        return "it is a web page, not a model"
+    if (found := no_model(start)) is not None:
+        return found
     if name.endswith(".json"):
         return None if _is_json(path) else "it is no JSON, or was cut short"
     if start.startswith(_ZIP):
@@ -117,6 +115,13 @@ def wrong_kind(path: Path, name: str) -> str | None:
     if start.startswith(_PICKLES):
         return None
     return f"it begins with {start[:12]!r}: neither an archive of torch, nor a pickle, nor safetensors"
+
+
+def no_model(start: bytes) -> str | None:
+    """Say in words what the first bytes of a file tell at once: that it is empty, or a web page; else None."""
+    if not start:
+        return "it is empty"
+    return "it is a web page, not a model" if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<") else None
 
 
 def _is_json(path: Path) -> bool:

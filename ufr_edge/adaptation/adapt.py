@@ -125,8 +125,9 @@ def adapt(
 
     Writes `out`/targets, `out`/weights.safetensors, `out`/report.html, `out`/figures.json, `out`/adapt.json (all settings, for
     `--config`), `out`/dial.json and its picture where the dial's curve is drawn, and `out`/faces where pictures had to be
-    aligned or left out. `real`: unrelated clean faces for the adversarial term. `test_faces`: faces of the camera kept out of training, to measure on (default: the training faces); those whose pixels are a training
-    face's are left out of the measure and told, and so are pictures that are no aligned squares: these are not aligned.
+    aligned or left out. `real`: unrelated clean faces for the adversarial term. `test_faces`: faces of the
+    camera kept out of training, to measure on (default: the training faces); those whose pixels are a training face's
+    are left out of the measure and told, and so are pictures that are no aligned squares: these are not aligned.
     `truth`: their clean versions, matched by stem, when they are known. `tell` is told what was found and, before
     anything long starts, how long it will take. Goes on where an earlier call with the same settings stopped; processes
     that `accelerate launch` started share the work. Before the first target is drawn raises ConfigError for `truth`

@@ -204,8 +204,7 @@ class _Prober:
 
     def at(self, start: int, hold: int, n: int) -> SamplerConfig:
         """The setting of a rung, scaled to the base's steps and the side; fewer calls than asked for while probing."""
-        scale = self.base.steps / 250
-        start, hold = max(1, round(start * scale)), round(hold * scale)
+        start, hold = max(1, self.base.index_of(start)), self.base.index_of(hold)
         fast = min(start, self.config.calls, self.base.fast_steps or start)
         return dataclasses.replace(
             self.base,

@@ -43,13 +43,9 @@ _ANCHORS: Mapping[str, tuple[float, float, float]] = MappingProxyType(
 )
 
 
-STEPS = 250
-"""The steps of the chain whose indices the table above counts."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class DialSettings:
-    """What a position of the dial stands for; `start` and `hold_until` of `STEPS`."""
+    """What a position of the dial stands for; `start` and `hold_until` of `USUAL_STEPS`."""
 
     fidelity: float
     start: int
@@ -61,16 +57,16 @@ class DialSettings:
     def sampler(self, base: SamplerConfig) -> SamplerConfig:
         """Return `base` with the dial's start, end of holding and samples; a fast sampler keeps its calls per index.
 
-        The dial counts indices of `STEPS`; in a chain of other steps they stand for the same noise levels.
+        The dial counts indices of `USUAL_STEPS`; in a chain of other steps they stand for the same noise levels.
         """
-        start = min(_index(self.start, base.steps), base.steps - 1)
+        start = min(max(1, base.index_of(self.start)), base.steps - 1)
         fast = base.fast_steps
         if fast is not None:
             fast = min(start, max(2, round(fast * start / base.start)))
         return dataclasses.replace(
             base,
             start=start,
-            hold_until=min(_index(self.hold_until, base.steps), start),
+            hold_until=min(max(1, base.index_of(self.hold_until)), start),
             samples_per_image=self.samples,
             fast_steps=fast,
         )
@@ -82,10 +78,6 @@ class DialSettings:
             prior_features=self.prior_features if base.prior_features > 0 else 0.0,
             adversarial=self.adversarial if base.adversarial > 0 else 0.0,
         )
-
-
-def _index(of_usual: int, steps: int) -> int:
-    return max(1, round(of_usual * steps / STEPS))
 
 
 def dial(fidelity: float) -> DialSettings:

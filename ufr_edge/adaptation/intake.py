@@ -114,10 +114,7 @@ def take_in(faces: Path, out: Path, side: int, *, detector: Detects | None, show
 def check_not_replaced(given: Path, out: Path) -> None:
     """Raise ConfigError where `given` is, or lies in, the folder `out` that is written as a whole."""
     if out.resolve() in (given.resolve(), *given.resolve().parents):
-        msg = (
-            f"{given} would be lost: faces of ours are written to {out}, in place of what is there. Choose another output "
-            "(-o)."
-        )
+        msg = f"{given} would be lost: faces of ours are written to {out}, in place of what is there. Choose another output (-o)."
         raise ConfigError(msg)
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ufr_edge.adaptation.dial import POSITIONS, REAL, STEPS, curve_axes, curve_png, dial
+from ufr_edge.adaptation.dial import POSITIONS, REAL, curve_axes, curve_png, dial
 from ufr_edge.adaptation.evaluate import measure, pooled_stack
 from ufr_edge.adaptation.faces import load_faces
 from ufr_edge.adaptation.intake import check_apart, check_not_replaced
@@ -26,7 +26,7 @@ from ufr_edge.config import to_json
 from ufr_edge.files import atomic_folder, check_replaceable, read_json, write_json
 from ufr_edge.metrics.frechet import frechet_distance
 from ufr_edge.priors.features import PriorFeatures, find_features
-from ufr_edge.priors.sampler import SamplerConfig
+from ufr_edge.priors.sampler import USUAL_STEPS, SamplerConfig
 from ufr_edge.progress import progress_bar
 from ufr_edge.runtime.images import read_image, write_image
 
@@ -74,7 +74,7 @@ class Curve:
     def section(self, picture: Path | None = None) -> Section:
         """The curve as a part of a report; its picture is written to `picture` too."""
         x, y = curve_axes(self.rows)
-        head = ["fidelity", f"start (of {STEPS})", "samples", y, x]
+        head = ["fidelity", f"start (of {USUAL_STEPS})", "samples", y, x]
         rows = [
             [f"{row['fidelity']:g}", f"{s.start}", f"{s.samples}", f"{row[y]:.2f}", f"{row[x]:.4g}"]
             for row, s in ((row, dial(row["fidelity"])) for row in self.rows)

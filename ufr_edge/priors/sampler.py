@@ -26,6 +26,8 @@ Denoiser: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 OnStep: TypeAlias = Callable[[int, int], None]
 """Told (calls done, calls in all) after each call of the prior."""
 
+USUAL_STEPS = 250
+"""Steps of the paper's chain, whose indices `start` and `hold_until` are given in where nothing else is said."""
 _HALF: Mapping[str, torch.dtype] = MappingProxyType({"bf16": torch.bfloat16, "fp16": torch.float16})
 
 
@@ -55,7 +57,7 @@ class SamplerConfig:
     Raises ConfigError on a value out of range.
     """
 
-    steps: int = 250
+    steps: int = USUAL_STEPS
     start: int = 150
     hold_until: int = 90
     filter_n: int = 16
@@ -89,6 +91,10 @@ class SamplerConfig:
         )
         _need(self.samples_per_image >= 1, "samples_per_image", self.samples_per_image, "1 or more")
         _need(self.precision in ("fp32", *_HALF), "precision", self.precision, "fp32, bf16 or fp16")
+
+    def index_of(self, usual: float) -> int:
+        """The index of this chain at the noise level that `usual` has of `USUAL_STEPS`."""
+        return round(usual * self.steps / USUAL_STEPS)
 
     @property
     def fixed_variance(self) -> Literal["posterior", "beta"]:

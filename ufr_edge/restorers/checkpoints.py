@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ufr_edge.downloads import no_model
 from ufr_edge.errors import InputFileError, ModelFileError
 from ufr_edge.restorers.registry import how_to_mend
 
@@ -156,12 +157,10 @@ def why_unreadable(path: Path, exc: Exception) -> str:
         return first_misfit(exc)
     with path.open("rb") as file:
         start = file.read(200)
-    if not start:
-        return "it is empty"
-    if start.lstrip().startswith(b"<"):
-        return "it is a web page, not a model"
-    if found := _GLOBAL.search(str(exc)):
-        return f"it calls {found.group(1)}, which is code that would run on this machine; do not trust the file"
+    if (found := no_model(start)) is not None:
+        return found
+    if called := _GLOBAL.search(str(exc)):
+        return f"it calls {called.group(1)}, which is code that would run on this machine; do not trust the file"
     whole = zipfile.is_zipfile(path)
     if start.startswith(b"PK"):
         return "its archive holds no tensors that can be read" if whole else "it was cut short: the end is missing"
